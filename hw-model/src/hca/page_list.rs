@@ -1,0 +1,298 @@
+//! The hardware page list of one key: the MTT. One 64-bit word a page, read by the engine at DMA time, written by
+//! software, both without a lock.
+//!
+//! ```text
+//!  63                                  12 11    8 7     5    4      3       2      1       0
+//! |        DMA address of the page       |  kind | path  | (0) | LINKED | (0) | WRITE | VALID |
+//! ```
+//!
+//! The HCA looks at the address, VALID and WRITE. The rest is software's, as in a CPU page table: LINKED (the page
+//! occupies its slot of the IOVA range and must be unlinked there), path, and kind. They live in the same word so that
+//! one store publishes all of it, and so that a region needs 8 bytes a page and no more.
+
+use crate::addr::{DmaAddr, PAGE_SHIFT};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use std::fmt;
+
+bitflags::bitflags! {
+    /// The flag bits of an [`Entry`].
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Flags: u64 {
+        /// The HCA may read through this entry.
+        const VALID = 1;
+        /// The HCA may write through this entry.
+        const WRITE = 1 << 1;
+        /// Software: the page is linked at its slot of the IOVA range. Survives clearing, so that the unlink that
+        /// follows the drain knows what to unlink.
+        const LINKED = 1 << 3;
+    }
+}
+
+/// How DMA reaches a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Path {
+    /// No IOMMU: the DMA address is the physical address.
+    Direct = 0,
+    /// RAM, linked in the device's IOVA range.
+    Iova = 1,
+    /// A peer's BAR through the host bridge, linked in the IOVA range as MMIO.
+    HostBridge = 2,
+    /// A peer's BAR below the same switch, by its bus address. Never linked.
+    BusAddress = 3,
+    /// Through a bounce buffer.
+    Bounce = 4,
+}
+
+impl Path {
+    /// Every path, in the order of their codes.
+    pub const ALL: [Self; 5] = [Self::Direct, Self::Iova, Self::HostBridge, Self::BusAddress, Self::Bounce];
+
+    /// Whether a page on this path occupies its slot of the IOVA range.
+    #[must_use]
+    pub fn is_linked(self) -> bool {
+        matches!(self, Self::Iova | Self::HostBridge | Self::Bounce)
+    }
+}
+
+/// What a page is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Backing {
+    /// Anonymous memory in 4 KiB pages.
+    Anonymous = 0,
+    /// Anonymous memory in a transparent huge page.
+    TransparentHuge = 1,
+    /// hugetlbfs.
+    Hugetlb = 2,
+    /// A file's page cache, or a private copy of one.
+    File = 3,
+    /// shmem: memfd, shared anonymous, System V.
+    Shared = 4,
+    /// The shared page of zeroes.
+    Zero = 5,
+    /// A DMABUF page that is in system memory at the moment.
+    DmabufSystem = 6,
+    /// A DMABUF page that is in its exporter's BAR at the moment.
+    DmabufPeer = 7,
+    /// Device memory that the CPU cannot reach. Faulting migrates it back.
+    DevicePrivate = 8,
+    /// Device memory that the CPU can reach coherently.
+    DeviceCoherent = 9,
+    /// Encrypted memory that devices cannot read.
+    EncryptedPrivate = 10,
+    /// Memory of an encrypted guest that is shared with devices.
+    EncryptedShared = 11,
+}
+
+impl Backing {
+    /// Every kind, in the order of their codes.
+    pub const ALL: [Self; 12] = [
+        Self::Anonymous,
+        Self::TransparentHuge,
+        Self::Hugetlb,
+        Self::File,
+        Self::Shared,
+        Self::Zero,
+        Self::DmabufSystem,
+        Self::DmabufPeer,
+        Self::DevicePrivate,
+        Self::DeviceCoherent,
+        Self::EncryptedPrivate,
+        Self::EncryptedShared,
+    ];
+}
+
+const PATH_SHIFT: u32 = 5;
+const KIND_SHIFT: u32 = 8;
+const ADDRESS_MASK: u64 = !((1 << PAGE_SHIFT) - 1);
+
+/// One word of a page list.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// Nothing known of the page: not present, but faultable.
+    pub const EMPTY: Self = Self(0);
+
+    /// A present entry.
+    ///
+    /// # Panics
+    /// If `address` is not page aligned.
+    #[must_use]
+    pub fn present(address: DmaAddr, path: Path, backing: Backing, write: bool) -> Self {
+        assert_eq!(address.page_offset(), 0, "page-list entries hold page-aligned addresses");
+        let mut flags = Flags::VALID;
+        flags.set(Flags::WRITE, write);
+        flags.set(Flags::LINKED, path.is_linked());
+        Self(address.0 | flags.bits() | (path as u64) << PATH_SHIFT | (backing as u64) << KIND_SHIFT)
+    }
+    /// The raw word.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+    /// The flag bits.
+    #[must_use]
+    pub fn flags(self) -> Flags {
+        Flags::from_bits_truncate(self.0)
+    }
+    /// Whether the HCA may read through it.
+    #[must_use]
+    pub fn is_valid(self) -> bool {
+        self.flags().contains(Flags::VALID)
+    }
+    /// Whether the HCA may write through it.
+    #[must_use]
+    pub fn is_writable(self) -> bool {
+        self.flags().contains(Flags::VALID | Flags::WRITE)
+    }
+    /// Whether the page occupies its IOVA slot.
+    #[must_use]
+    pub fn is_linked(self) -> bool {
+        self.flags().contains(Flags::LINKED)
+    }
+    /// Start of the page on the bus.
+    #[must_use]
+    pub fn address(self) -> DmaAddr {
+        DmaAddr(self.0 & ADDRESS_MASK)
+    }
+    /// The page's path, meaningful while valid or linked.
+    #[must_use]
+    pub fn path(self) -> Path {
+        Path::ALL[((self.0 >> PATH_SHIFT) & 0x7) as usize % Path::ALL.len()]
+    }
+    /// The page's kind, meaningful while valid or linked.
+    #[must_use]
+    pub fn backing(self) -> Backing {
+        Backing::ALL[((self.0 >> KIND_SHIFT) & 0xf) as usize % Backing::ALL.len()]
+    }
+    /// The same entry, no longer visible to the HCA. What was linked stays known.
+    #[must_use]
+    pub fn cleared(self) -> Self {
+        if self.is_linked() { Self(self.0 & !(Flags::VALID | Flags::WRITE).bits()) } else { Self::EMPTY }
+    }
+    /// The same entry with write permission: a permission upgrade keeps the DMA address (invariant 11).
+    #[must_use]
+    pub fn upgraded(self) -> Self {
+        Self(self.0 | Flags::WRITE.bits())
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::EMPTY {
+            return f.write_str("Entry(empty)");
+        }
+        write!(f, "Entry({} {:?} {:?} {:?})", self.address(), self.path(), self.backing(), self.flags())
+    }
+}
+
+/// The entries of one key.
+pub struct PageList {
+    entries: Box<[AtomicU64]>,
+}
+
+impl PageList {
+    /// A list of `pages` empty entries. Memory that is never written is never touched: a region of a TiB costs what its
+    /// present pages cost.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if the host cannot give the table.
+    pub fn new(pages: u64) -> Result<Self, OutOfMemory> {
+        let refused = || OutOfMemory { entries: pages };
+        let count = usize::try_from(pages).map_err(|_| refused())?;
+        let entries = zeroed(count).ok_or_else(refused)?;
+        Ok(Self { entries })
+    }
+    /// Number of entries.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.entries.len() as u64
+    }
+    /// Whether the list has no entry.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+    /// The entry of page `index`; `None` past the end.
+    #[must_use]
+    pub fn load(&self, index: u64) -> Option<Entry> {
+        let word = self.entries.get(usize::try_from(index).ok()?)?;
+        Some(Entry(word.load(Ordering::Acquire)))
+    }
+    /// Publishes `entry` for page `index`. What was written before (links, syncs) is seen by who reads the entry.
+    ///
+    /// # Panics
+    /// If `index` is past the end.
+    pub fn store(&self, index: u64, entry: Entry) {
+        self.entries[usize::try_from(index).expect("index of a list in memory")]
+            .store(entry.0, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for PageList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageList").field("entries", &self.entries.len()).finish()
+    }
+}
+
+/// The host has no memory for a page list of this many entries (8 bytes each).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for a page list of {entries} entries (8 bytes each)")]
+pub struct OutOfMemory {
+    /// Entries asked for.
+    pub entries: u64,
+}
+
+/// Zeroed straight from the allocator, so that untouched parts stay untouched.
+#[cfg(not(any(loom, shuttle)))]
+fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
+    <[AtomicU64] as zerocopy::FromZeros>::new_box_zeroed_with_elems(count).ok()
+}
+
+#[cfg(any(loom, shuttle))]
+fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
+    Some((0..count).map(|_| AtomicU64::new(0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_gives_back_what_was_put_in() {
+        for path in Path::ALL {
+            for backing in Backing::ALL {
+                for write in [false, true] {
+                    let entry = Entry::present(DmaAddr(0xffff_ffff_ffff_f000), path, backing, write);
+                    assert_eq!(entry.address(), DmaAddr(0xffff_ffff_ffff_f000));
+                    assert_eq!((entry.path(), entry.backing()), (path, backing));
+                    assert_eq!((entry.is_valid(), entry.is_writable()), (true, write));
+                    assert_eq!(entry.is_linked(), path.is_linked());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn clearing_hides_an_entry_and_remembers_its_link() {
+        let linked = Entry::present(DmaAddr(0x5000), Path::Iova, Backing::File, true).cleared();
+        assert!(!linked.is_valid() && !linked.is_writable() && linked.is_linked());
+        let bus = Entry::present(DmaAddr(0x5000), Path::BusAddress, Backing::DmabufPeer, true).cleared();
+        assert_eq!(bus, Entry::EMPTY);
+    }
+
+    #[test]
+    fn an_upgrade_keeps_the_address() {
+        let entry = Entry::present(DmaAddr(0x7000), Path::Iova, Backing::Anonymous, false);
+        assert_eq!(entry.upgraded().address(), entry.address());
+        assert!(entry.upgraded().is_writable());
+    }
+
+    #[test]
+    fn a_list_too_large_for_memory_is_an_error() {
+        assert_eq!(PageList::new(u64::MAX).unwrap_err(), OutOfMemory { entries: u64::MAX });
+        assert!(PageList::new(1 << 30).is_ok(), "8 GiB of entries, none touched");
+    }
+}

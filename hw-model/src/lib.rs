@@ -1,0 +1,9 @@
+//! What hardware is: addresses, the bus with its BARs and IOMMU, and an RDMA host channel adapter.
+//!
+//! Nothing in this crate calls software above it. The HCA posts page-fault events and completions to queues that
+//! software drains; memory is reached through [`bus::HostMemory`], which the address spaces of `odp` implement.
+
+pub mod addr;
+pub mod bus;
+pub mod hca;
+pub mod sync;

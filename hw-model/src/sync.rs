@@ -1,0 +1,120 @@
+//! The one door to atomics, locks and threads, swapped as a whole for a model checker.
+//!
+//! Nothing else in the workspace imports `std::sync`, `parking_lot` or `std::sync::atomic`. `--cfg loom` swaps in loom
+//! (the sequence core), `--cfg shuttle` swaps in shuttle (the whole protocol).
+
+#[cfg(loom)]
+pub use loom::sync::{
+    Arc,
+    atomic::{self, fence},
+};
+#[cfg(shuttle)]
+pub use shuttle::sync::{
+    Arc, Weak,
+    atomic::{self, fence},
+};
+#[cfg(not(any(loom, shuttle)))]
+pub use std::sync::{
+    Arc, Weak,
+    atomic::{self, fence},
+};
+
+pub use std::sync::OnceLock;
+
+pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+#[cfg(not(any(loom, shuttle)))]
+mod lock {
+    pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+}
+
+/// Locks with the face of `parking_lot` over those of a model checker.
+#[cfg(any(loom, shuttle))]
+mod lock {
+    #[cfg(loom)]
+    use loom::sync as inner;
+    #[cfg(shuttle)]
+    use shuttle::sync as inner;
+    use std::time::Duration;
+
+    pub use inner::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+
+    /// A mutex whose poison is a panic.
+    #[derive(Debug)]
+    pub struct Mutex<T>(inner::Mutex<T>);
+
+    impl<T: Default> Default for Mutex<T> {
+        fn default() -> Self {
+            Self::new(T::default())
+        }
+    }
+
+    impl<T> Mutex<T> {
+        /// As `parking_lot::Mutex::new`.
+        pub fn new(value: T) -> Self {
+            Self(inner::Mutex::new(value))
+        }
+        /// As `parking_lot::Mutex::lock`.
+        pub fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect("a thread panicked while it held this lock")
+        }
+        /// As `parking_lot::Mutex::try_lock`.
+        pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
+    }
+
+    /// A reader-writer lock whose poison is a panic.
+    #[derive(Debug)]
+    pub struct RwLock<T>(inner::RwLock<T>);
+
+    impl<T: Default> Default for RwLock<T> {
+        fn default() -> Self {
+            Self::new(T::default())
+        }
+    }
+
+    impl<T> RwLock<T> {
+        /// As `parking_lot::RwLock::new`.
+        pub fn new(value: T) -> Self {
+            Self(inner::RwLock::new(value))
+        }
+        /// As `parking_lot::RwLock::read`.
+        pub fn read(&self) -> RwLockReadGuard<'_, T> {
+            self.0.read().expect("a thread panicked while it held this lock")
+        }
+        /// As `parking_lot::RwLock::write`.
+        pub fn write(&self) -> RwLockWriteGuard<'_, T> {
+            self.0.write().expect("a thread panicked while it held this lock")
+        }
+    }
+
+    /// A condition variable; under a model checker a timed wait is a wait that may end at once.
+    #[derive(Debug, Default)]
+    pub struct Condvar(inner::Condvar);
+
+    impl Condvar {
+        /// As `parking_lot::Condvar::new`.
+        pub fn new() -> Self {
+            Self(inner::Condvar::new())
+        }
+        /// As `parking_lot::Condvar::notify_all`.
+        pub fn notify_all(&self) {
+            self.0.notify_all();
+        }
+        /// As `parking_lot::Condvar::notify_one`.
+        pub fn notify_one(&self) {
+            self.0.notify_one();
+        }
+        /// Gives the lock up for a moment and takes it again. Callers loop over their condition.
+        pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _timeout: Duration) {
+            let _ = guard;
+            thread::yield_now();
+        }
+    }
+
+    #[cfg(loom)]
+    use loom::thread;
+    #[cfg(shuttle)]
+    use shuttle::thread;
+}

@@ -1,0 +1,1 @@
+//! Regions over any pages.

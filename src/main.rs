@@ -1,0 +1,2 @@
+//! anypage.
+fn main() {}
