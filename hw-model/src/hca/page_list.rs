@@ -3,11 +3,13 @@
 //!
 //! ```text
 //!  63                                  12 11    8 7     5    4      3       2      1       0
-//! |        DMA address of the page       |  kind | path  | (0) | LINKED | (0) | WRITE | VALID |
+//! |        DMA address of the page       |  kind | path  | SEEN | LINKED | UNIT | WRITE | VALID |
 //! ```
 //!
 //! The HCA looks at the address, VALID and WRITE. The rest is software's, as in a CPU page table: LINKED (the page
-//! occupies its slot of the IOVA range and must be unlinked there), path, and kind. They live in the same word so that
+//! occupies its slot of the IOVA range and must be unlinked there), UNIT (this page begins what was linked in one piece:
+//! LINKED pages without it belong to the unit before them, and are unlinked with it), SEEN (the page was present once; path
+//! and kind tell what it was last), path, and kind. They live in the same word so that
 //! one store publishes all of it, and so that a region needs 8 bytes a page and no more.
 
 use crate::addr::{DmaAddr, PAGE_SHIFT};
@@ -22,9 +24,13 @@ bitflags::bitflags! {
         const VALID = 1;
         /// The HCA may write through this entry.
         const WRITE = 1 << 1;
+        /// Software: the page begins a link unit, what was linked in one piece and is unlinked in one piece.
+        const UNIT = 1 << 2;
         /// Software: the page is linked at its slot of the IOVA range. Survives clearing, so that the unlink that
         /// follows the drain knows what to unlink.
         const LINKED = 1 << 3;
+        /// Software: the page was present at some time. Sticky.
+        const SEEN = 1 << 4;
     }
 }
 
@@ -122,9 +128,9 @@ impl Entry {
     #[must_use]
     pub fn present(address: DmaAddr, path: Path, backing: Backing, write: bool) -> Self {
         assert_eq!(address.page_offset(), 0, "page-list entries hold page-aligned addresses");
-        let mut flags = Flags::VALID;
+        let mut flags = Flags::VALID | Flags::SEEN;
         flags.set(Flags::WRITE, write);
-        flags.set(Flags::LINKED, path.is_linked());
+        flags.set(Flags::LINKED | Flags::UNIT, path.is_linked());
         Self(address.0 | flags.bits() | (path as u64) << PATH_SHIFT | (backing as u64) << KIND_SHIFT)
     }
     /// The raw word.
@@ -167,10 +173,30 @@ impl Entry {
     pub fn backing(self) -> Backing {
         Backing::ALL[((self.0 >> KIND_SHIFT) & 0xf) as usize % Backing::ALL.len()]
     }
+    /// The same entry as a further page of the unit that an earlier page begins.
+    #[must_use]
+    pub fn continued(self) -> Self {
+        Self(self.0 & !Flags::UNIT.bits())
+    }
+    /// Whether the page begins a link unit.
+    #[must_use]
+    pub fn begins_unit(self) -> bool {
+        self.flags().contains(Flags::LINKED | Flags::UNIT)
+    }
     /// The same entry, no longer visible to the HCA. What was linked stays known.
     #[must_use]
     pub fn cleared(self) -> Self {
-        if self.is_linked() { Self(self.0 & !(Flags::VALID | Flags::WRITE).bits()) } else { Self::EMPTY }
+        Self(self.0 & !(Flags::VALID | Flags::WRITE).bits())
+    }
+    /// The same entry with its link gone: only what the page was last is left.
+    #[must_use]
+    pub fn unlinked(self) -> Self {
+        Self(self.cleared().0 & !(Flags::LINKED | Flags::UNIT).bits() & !ADDRESS_MASK)
+    }
+    /// Whether the page was present at some time.
+    #[must_use]
+    pub fn was_seen(self) -> bool {
+        self.flags().contains(Flags::SEEN)
     }
     /// The same entry with write permission: a permission upgrade keeps the DMA address (invariant 11).
     #[must_use]
@@ -280,7 +306,9 @@ mod tests {
         let linked = Entry::present(DmaAddr(0x5000), Path::Iova, Backing::File, true).cleared();
         assert!(!linked.is_valid() && !linked.is_writable() && linked.is_linked());
         let bus = Entry::present(DmaAddr(0x5000), Path::BusAddress, Backing::DmabufPeer, true).cleared();
-        assert_eq!(bus, Entry::EMPTY);
+        assert!(!bus.is_valid() && !bus.is_linked());
+        assert_eq!(linked.unlinked().backing(), Backing::File, "what the page was last stays known");
+        assert_eq!(linked.unlinked().address(), DmaAddr(0));
     }
 
     #[test]
