@@ -4,10 +4,11 @@
 //! (the sequence core), `--cfg shuttle` swaps in shuttle (the whole protocol).
 
 #[cfg(loom)]
-pub use loom::sync::{
-    Arc,
-    atomic::{self, fence},
-};
+pub use loom::sync::atomic::{self, fence};
+// loom's own Arc cannot be a method receiver. Reference counts are not what the loom tests are about.
+#[cfg(loom)]
+pub use std::sync::{Arc, Weak};
+
 #[cfg(shuttle)]
 pub use shuttle::sync::{
     Arc, Weak,
@@ -20,6 +21,26 @@ pub use std::sync::{
 };
 
 pub use std::sync::OnceLock;
+
+/// Threads of whoever runs the program.
+#[cfg(not(any(loom, shuttle)))]
+pub mod thread {
+    pub use std::thread::{Builder, JoinHandle, park_timeout, scope, sleep, spawn, yield_now};
+}
+
+/// Threads of the model checker; time does not pass there, so a sleep is a chance for the others.
+#[cfg(any(loom, shuttle))]
+pub mod thread {
+    #[cfg(loom)]
+    pub use loom::thread::{Builder, JoinHandle, spawn, yield_now};
+    #[cfg(shuttle)]
+    pub use shuttle::thread::{Builder, JoinHandle, spawn, yield_now};
+
+    /// Lets the other threads run.
+    pub fn sleep(_time: std::time::Duration) {
+        yield_now();
+    }
+}
 
 pub use lock::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -35,9 +56,10 @@ mod lock {
     use loom::sync as inner;
     #[cfg(shuttle)]
     use shuttle::sync as inner;
+    use std::ops::{Deref, DerefMut};
     use std::time::Duration;
 
-    pub use inner::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+    pub use inner::{RwLockReadGuard, RwLockWriteGuard};
 
     /// A mutex whose poison is a panic.
     #[derive(Debug)]
@@ -56,11 +78,35 @@ mod lock {
         }
         /// As `parking_lot::Mutex::lock`.
         pub fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect("a thread panicked while it held this lock")
+            MutexGuard { lock: self, inner: Some(self.lock_inner()) }
         }
         /// As `parking_lot::Mutex::try_lock`.
         pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-            self.0.try_lock().ok()
+            self.0.try_lock().ok().map(|inner| MutexGuard { lock: self, inner: Some(inner) })
+        }
+        fn lock_inner(&self) -> inner::MutexGuard<'_, T> {
+            self.0.lock().expect("a thread panicked while it held this lock")
+        }
+    }
+
+    /// A locked [`Mutex`].
+    #[derive(Debug)]
+    pub struct MutexGuard<'a, T> {
+        lock: &'a Mutex<T>,
+        /// Empty only inside [`Condvar::wait_for`].
+        inner: Option<inner::MutexGuard<'a, T>>,
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            self.inner.as_ref().expect("the lock is held")
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.inner.as_mut().expect("the lock is held")
         }
     }
 
@@ -108,13 +154,9 @@ mod lock {
         }
         /// Gives the lock up for a moment and takes it again. Callers loop over their condition.
         pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, _timeout: Duration) {
-            let _ = guard;
-            thread::yield_now();
+            guard.inner = None;
+            super::thread::yield_now();
+            guard.inner = Some(guard.lock.lock_inner());
         }
     }
-
-    #[cfg(loom)]
-    use loom::thread;
-    #[cfg(shuttle)]
-    use shuttle::thread;
 }

@@ -1,7 +1,7 @@
 //! Interval notifiers: who is told before pages go away, and how a fault learns that it lost a race.
 //!
-//! Modelled on mm/mmu_notifier.c (`mmu_interval_notifier`). One interval is one range of one region. An invalidation of
-//! an address range goes through the stages **clear, drain, unlink, release**:
+//! Modelled on mm/mmu_notifier.c (`mmu_interval_notifier`). One [`Interval`] is one range of one region. An
+//! [`Invalidation`] of an address range goes through the stages **clear, drain, unlink, release**:
 //!
 //! 1. clear: every overlapping interval's owner takes its own lock, raises the sequence with the [`Raise`] it is handed,
 //!    and hides the entries from its device;
@@ -11,6 +11,26 @@
 //!
 //! Owners never wait inside a callback, so an invalidation can be stepped by one thread from one seed, and can run inside
 //! another. Nothing here allocates or frees while an invalidation runs.
+//!
+//! # Locks
+//!
+//! There is one, the registry lock, a leaf: nothing is called, allocated, freed or waited for under it, save that a wait
+//! gives it up. Callbacks run with no lock of this crate held. Whoever drops an [`Interval`] waits for callbacks that
+//! run on it, so it must not hold the lock that they take, nor be a callback itself.
+
+mod interval;
+mod invalidation;
+mod registry;
+mod seq;
+
+#[cfg(all(test, shuttle))]
+mod schedules;
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;
+
+pub use invalidation::{Cannot, Invalidation};
+pub use registry::{Interval, MAX_INVALIDATIONS, NotifierStats, Notifiers};
+pub use seq::{Seq, Sequence};
 
 use hw_model::addr::VirtRange;
 
@@ -25,10 +45,31 @@ pub trait Notify: Send + Sync {
     fn unlink(&self, range: VirtRange);
 }
 
-/// To be replaced: the set of intervals of one address space.
-#[derive(Debug, Default)]
-pub struct Notifiers;
-
-/// The one permission of a clear callback to raise its interval's sequence.
+/// The one permission of a clear callback to raise its interval's sequence. Dropped unused it raises all the same, so
+/// that begin and end stay balanced; but then outside the owner's lock, where a fault may slip past.
 #[derive(Debug)]
-pub struct Raise<'a>(std::marker::PhantomData<&'a ()>);
+#[must_use = "raise under the owner's lock"]
+pub struct Raise<'a> {
+    sequence: Option<&'a Sequence>,
+}
+
+impl<'a> Raise<'a> {
+    fn new(sequence: &'a Sequence) -> Self {
+        Self { sequence: Some(sequence) }
+    }
+
+    /// An invalidation begins on the interval: what faults have seen up to now is worthless. Under the owner's lock.
+    pub fn raise(mut self) {
+        if let Some(sequence) = self.sequence.take() {
+            sequence.raise();
+        }
+    }
+}
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        if let Some(sequence) = self.sequence.take() {
+            sequence.raise();
+        }
+    }
+}
