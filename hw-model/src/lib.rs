@@ -5,5 +5,6 @@
 
 pub mod addr;
 pub mod bus;
+pub mod fault_plan;
 pub mod hca;
 pub mod sync;

@@ -198,6 +198,13 @@ impl Entry {
     pub fn was_seen(self) -> bool {
         self.flags().contains(Flags::SEEN)
     }
+    /// A hidden entry made visible, with the address it has.
+    #[must_use]
+    pub fn shown(self, write: bool) -> Self {
+        let mut flags = Flags::VALID | Flags::SEEN;
+        flags.set(Flags::WRITE, write);
+        Self(self.0 | flags.bits())
+    }
     /// The same entry with write permission: a permission upgrade keeps the DMA address (invariant 11).
     #[must_use]
     pub fn upgraded(self) -> Self {
