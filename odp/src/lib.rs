@@ -4,6 +4,7 @@
 //! whoever registered with its [`Notifiers`](notifier::Notifiers) before a page goes away. It knows nothing of regions,
 //! keys or page lists.
 
+pub mod fault;
 pub mod notifier;
 pub mod page;
 pub mod space;
