@@ -3,6 +3,10 @@
 //! One trait, several spaces: `process` is the real memory of this process, `sim` is one made of frames and page tables
 //! in plain Rust. Both give the physical addresses of their own [`HostMemory`].
 
+mod user_range;
+
+pub use user_range::UserRange;
+
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
 use hw_model::addr::{VirtAddr, VirtRange};

@@ -1,0 +1,70 @@
+//! A range of memory that may be given to devices.
+//!
+//! Unsafe island. Invariant: a [`UserRange`] exists only for memory that devices may read and write at any time without
+//! breaking a Rust reference: memory we own and never lend (safe constructors), or memory for which somebody vouched in
+//! [`UserRange::from_raw`].
+#![allow(unsafe_code)]
+
+use super::AddressSpace;
+use hw_model::addr::VirtRange;
+use hw_model::sync::Arc;
+use std::any::Any;
+use std::fmt;
+
+/// A range of an address space that regions may be made of. Registration takes this, so that registering is safe: what
+/// is unsafe, if anything, is saying that the memory may be used so.
+#[derive(Clone)]
+pub struct UserRange {
+    space: Arc<dyn AddressSpace>,
+    range: VirtRange,
+    owner: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl UserRange {
+    /// Any range of `space`, mapped or not: what is not mapped is refused at registration or at the fault, and memory
+    /// that is unmapped later is noticed.
+    ///
+    /// # Safety
+    /// While a region over the range is registered, its bytes may change at any moment through another thread's raw
+    /// pointers. No Rust reference may exist to any of them, and no allocator may own them as free memory, unless the
+    /// region allows reading only and nothing else writes them.
+    #[must_use]
+    pub unsafe fn from_raw(space: Arc<dyn AddressSpace>, range: VirtRange) -> Self {
+        Self { space, range, owner: None }
+    }
+
+    /// The same range, holding `owner` for as long as this value lives: the memory's mapping, say.
+    #[must_use]
+    pub fn keeping(self, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { owner: Some(owner), ..self }
+    }
+
+    /// The part of `len` bytes from `offset` on; `None` if it is not inside.
+    #[must_use]
+    pub fn part(&self, offset: u64, len: u64) -> Option<Self> {
+        let range = VirtRange::new(self.range.start().checked_add(offset)?, len)?;
+        self.range.contains(range).then(|| Self { range, ..self.clone() })
+    }
+
+    /// The address space.
+    #[must_use]
+    pub fn space(&self) -> &Arc<dyn AddressSpace> {
+        &self.space
+    }
+    /// The addresses.
+    #[must_use]
+    pub fn range(&self) -> VirtRange {
+        self.range
+    }
+    /// Whether the memory is kept mapped while this value lives.
+    #[must_use]
+    pub fn is_owned(&self) -> bool {
+        self.owner.is_some()
+    }
+}
+
+impl fmt::Debug for UserRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserRange").field("range", &self.range).field("owned", &self.is_owned()).finish()
+    }
+}
