@@ -7,4 +7,5 @@ pub mod addr;
 pub mod bus;
 pub mod fault_plan;
 pub mod hca;
+pub mod iommu;
 pub mod sync;

@@ -49,6 +49,21 @@ mod lock {
     pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 }
 
+/// `count` zeroed words straight from the allocator, so that parts never written are never touched; `None` if the host
+/// has no memory for them.
+#[cfg(not(any(loom, shuttle)))]
+#[must_use]
+pub fn zeroed_words(count: usize) -> Option<Box<[atomic::AtomicU64]>> {
+    <[atomic::AtomicU64] as zerocopy::FromZeros>::new_box_zeroed_with_elems(count).ok()
+}
+
+/// `count` zeroed words.
+#[cfg(any(loom, shuttle))]
+#[must_use]
+pub fn zeroed_words(count: usize) -> Option<Box<[atomic::AtomicU64]>> {
+    Some((0..count).map(|_| atomic::AtomicU64::new(0)).collect())
+}
+
 /// Locks with the face of `parking_lot` over those of a model checker.
 #[cfg(any(loom, shuttle))]
 mod lock {

@@ -3,15 +3,36 @@
 //! A device puts a [`DmaAddr`](crate::addr::DmaAddr) on the bus. A peer's BAR below the same switch answers to its bus
 //! address directly; everything else goes up through the device's IOMMU domain (or, without one, as a physical address)
 //! to RAM or to a BAR behind the host bridge.
+//!
+//! ```text
+//!                 RAM (HostMemory)
+//!                        |
+//!    host bridge --- IOMMU domain of each device
+//!      |      |
+//!   root    root port            ports may redirect (ACS): then peers below the switch
+//!   port      |                  no longer see each other's bus addresses
+//!    |      switch
+//!  device    |     |
+//!          device  device with a BAR
+//! ```
 
+mod bar;
 mod barrier;
 mod epoch;
+mod fabric;
 mod memory;
 mod port;
+mod ram;
+mod topology;
 
+pub use crate::iommu::IommuFault;
+pub use bar::{Bar, BarStorage, RamStorage, StorageError};
 pub use epoch::{Busy, Closed, DmaEpoch, Drain, MAX_SLOTS, Slot};
+pub use fabric::{BarError, Bus, BusConfig, DeviceSpec, MAX_BARS, Translation};
 pub use memory::{AtomicOp, HostMemory, MemoryError};
-pub use port::{DmaError, DmaPort, IommuFault};
+pub use port::{DmaError, DmaPort, PeerRoutes};
+pub use ram::RamMemory;
+pub use topology::{Acs, DeviceId, Forwarding, NodeKind, PeerRoute, PortId, TopologyError};
 
 /// A provider of peer-to-peer memory: one BAR of one device. What holds for one of its pages holds for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

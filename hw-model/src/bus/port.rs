@@ -1,36 +1,101 @@
 //! A device's connection to the bus.
+//!
+//! The way of an address: a peer's bus address below the same switch is answered there; anything else is translated by
+//! the device's domain, if it has one, and goes to RAM or, in the MMIO window, to a BAR through the host bridge. For RAM
+//! that is the translation and a comparison or two with constants of the bus: no lock, and nothing per BAR.
 
-use super::{AtomicOp, DmaEpoch, HostMemory, MemoryError};
-use crate::addr::{DmaAddr, Iova};
+use super::fabric::{Bus, DeviceSpec, MAX_BARS, Translation};
+use super::topology::{DeviceId, PeerRoute};
+use super::{AtomicOp, Bar, DmaEpoch, HostMemory, MemoryError, ProviderId};
+use crate::addr::{DmaAddr, Iova, PhysAddr};
+use crate::iommu::{DmaAccess, Domain, IommuFault};
 use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 /// What one device masters the bus through. Clones are the same device.
 #[derive(Clone)]
-pub struct DmaPort {
+pub struct DmaPort(Arc<Master>);
+
+/// A device as the bus knows it.
+pub(super) struct Master {
+    bus: Arc<Bus>,
     memory: Arc<dyn HostMemory>,
+    device: DeviceId,
+    translation: Translation,
+    /// Address bits above an IO page: a burst whose first and last byte differ in them needs two translations.
+    page_mask: u64,
+    /// What this device can reach of each BAR: 0 not yet known, else KNOWN and the bits below.
+    reach: [AtomicU8; MAX_BARS],
+}
+
+const KNOWN: u8 = 1;
+const BY_BUS_ADDRESS: u8 = 1 << 1;
+const THROUGH_HOST: u8 = 1 << 2;
+
+impl Master {
+    pub(super) fn new(bus: Arc<Bus>, device: DeviceId, translation: Translation) -> Self {
+        let page_mask = match &translation {
+            Translation::Domain(domain) => !(domain.granule() - 1),
+            Translation::None | Translation::Bypass => 0,
+        };
+        let memory = Arc::clone(bus.memory());
+        let reach = std::array::from_fn(|_| AtomicU8::new(0));
+        Self { bus, memory, device, translation, page_mask, reach }
+    }
+}
+
+/// Where a burst goes.
+enum Target<'a> {
+    Memory(PhysAddr),
+    Bar(&'a Bar, u64),
 }
 
 impl DmaPort {
+    pub(super) fn new(master: Master) -> Self {
+        Self(Arc::new(master))
+    }
+
     /// A device without an IOMMU, alone with host memory: DMA addresses are physical addresses.
+    ///
+    /// # Panics
+    /// Never: an empty bus has room for a device.
     #[must_use]
     pub fn direct(memory: Arc<dyn HostMemory>) -> Self {
-        Self { memory }
+        Bus::new(memory).attach(DeviceSpec::new("device")).expect("an empty bus has room for a device")
     }
 
     /// Copies from the bus. The range lies in one 4 KiB page; the caller is inside [`DmaEpoch`].
     ///
     /// # Errors
     /// See [`DmaError`].
+    #[inline]
     pub fn read(&self, at: DmaAddr, out: &mut [u8]) -> Result<(), DmaError> {
-        Ok(self.memory.read(at.to_phys_identity(), out)?)
+        if self.crosses(at, out.len()) {
+            let (head, tail) = out.split_at_mut(self.left_in_page(at));
+            self.read(at, head)?;
+            return self.read(at.offset(head.len() as u64), tail);
+        }
+        match self.target(at, DmaAccess::Read)? {
+            Target::Memory(phys) => Ok(self.0.memory.read(phys, out)?),
+            Target::Bar(bar, offset) => Ok(bar.storage.read(offset, out).map_err(|e| e.at(bar.base))?),
+        }
     }
 
     /// Copies to the bus. The range lies in one 4 KiB page; the caller is inside [`DmaEpoch`].
     ///
     /// # Errors
     /// See [`DmaError`].
+    #[inline]
     pub fn write(&self, at: DmaAddr, data: &[u8]) -> Result<(), DmaError> {
-        Ok(self.memory.write(at.to_phys_identity(), data)?)
+        if self.crosses(at, data.len()) {
+            let (head, tail) = data.split_at(self.left_in_page(at));
+            self.write(at, head)?;
+            return self.write(at.offset(head.len() as u64), tail);
+        }
+        match self.target(at, DmaAccess::Write)? {
+            Target::Memory(phys) => Ok(self.0.memory.write(phys, data)?),
+            Target::Bar(bar, offset) => Ok(bar.storage.write(offset, data).map_err(|e| e.at(bar.base))?),
+        }
     }
 
     /// A locked operation on an aligned 64-bit word.
@@ -38,13 +103,150 @@ impl DmaPort {
     /// # Errors
     /// See [`DmaError`].
     pub fn atomic(&self, at: DmaAddr, op: AtomicOp) -> Result<u64, DmaError> {
-        Ok(self.memory.atomic(at.to_phys_identity(), op)?)
+        match self.target(at, DmaAccess::Atomic)? {
+            Target::Memory(phys) => Ok(self.0.memory.atomic(phys, op)?),
+            Target::Bar(bar, offset) => Ok(bar.storage.atomic(offset, op).map_err(|e| e.at(bar.base))?),
+        }
+    }
+
+    /// Whether the burst leaves the IO page it begins in.
+    #[inline]
+    fn crosses(&self, at: DmaAddr, len: usize) -> bool {
+        let last = at.0.wrapping_add((len as u64).saturating_sub(1));
+        (at.0 ^ last) & self.0.page_mask != 0
+    }
+
+    fn left_in_page(&self, at: DmaAddr) -> usize {
+        let page = !self.0.page_mask + 1;
+        (page - (at.0 & !self.0.page_mask)) as usize
+    }
+
+    #[inline]
+    fn target(&self, at: DmaAddr, access: DmaAccess) -> Result<Target<'_>, DmaError> {
+        let master = &*self.0;
+        if let Some(phys) = master.bus.mmio_from_bus(at)
+            && let Some(target) = self.peer(phys)
+        {
+            return Ok(target);
+        }
+        let phys = match &master.translation {
+            Translation::Domain(domain) => {
+                let iova = at.to_iova();
+                let fault = |reason| DmaError::Iommu { iova, reason };
+                domain.translate(master.device, iova, access).map_err(fault)?
+            }
+            Translation::None | Translation::Bypass => at.to_phys_identity(),
+        };
+        if master.bus.is_mmio(phys) { self.behind_host_bridge(at, phys) } else { Ok(Target::Memory(phys)) }
+    }
+
+    /// The BAR of a peer that sees this device's requests before the host bridge does.
+    #[cold]
+    fn peer(&self, phys: PhysAddr) -> Option<Target<'_>> {
+        let bar = self.0.bus.bar_at(phys)?;
+        if self.reach(bar) & BY_BUS_ADDRESS == 0 {
+            return None;
+        }
+        bar.by_bus_address.fetch_add(1, Ordering::Relaxed);
+        Some(Target::Bar(bar, phys.0 - bar.base.0))
+    }
+
+    #[cold]
+    fn behind_host_bridge(&self, at: DmaAddr, phys: PhysAddr) -> Result<Target<'_>, DmaError> {
+        let bar = self.0.bus.bar_at(phys).ok_or(DmaError::Unrouted { at })?;
+        if self.reach(bar) & THROUGH_HOST == 0 {
+            return Err(DmaError::Unrouted { at });
+        }
+        bar.through_host_bridge.fetch_add(1, Ordering::Relaxed);
+        Ok(Target::Bar(bar, phys.0 - bar.base.0))
+    }
+
+    fn reach(&self, bar: &Bar) -> u8 {
+        let known = &self.0.reach[bar.provider.0 as usize];
+        match known.load(Ordering::Relaxed) {
+            0 => {
+                let mut reach = KNOWN;
+                // Asked of the tree, not of the software's cache of answers: a DMA is not a look-up to be counted.
+                if self.0.bus.reaches_by_bus_address(bar, self.0.device) {
+                    reach |= BY_BUS_ADDRESS;
+                }
+                if self.0.bus.host_bridges_forward(bar, self.0.device) {
+                    reach |= THROUGH_HOST;
+                }
+                known.store(reach, Ordering::Relaxed);
+                reach
+            }
+            reach => reach,
+        }
     }
 
     /// The epoch that engines of this device move data in.
     #[must_use]
     pub fn epoch(&self) -> &Arc<DmaEpoch> {
-        self.memory.epoch()
+        self.0.memory.epoch()
+    }
+
+    /// Which device this is.
+    #[must_use]
+    pub fn device(&self) -> DeviceId {
+        self.0.device
+    }
+
+    /// The bus it is on.
+    #[must_use]
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.0.bus
+    }
+
+    /// What stands between it and memory.
+    #[must_use]
+    pub fn translation(&self) -> &Translation {
+        &self.0.translation
+    }
+
+    /// The domain it is in, if it is behind an IOMMU that translates.
+    #[must_use]
+    pub fn domain(&self) -> Option<&Arc<Domain>> {
+        match &self.0.translation {
+            Translation::Domain(domain) => Some(domain),
+            Translation::None | Translation::Bypass => None,
+        }
+    }
+
+    /// How this device reaches the pages of `provider`. `None` if the bus has no such provider.
+    #[must_use]
+    pub fn peer_route(&self, provider: ProviderId) -> Option<PeerRoute> {
+        self.0.bus.peer_route(provider, self.0.device)
+    }
+}
+
+impl std::fmt::Debug for DmaPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DmaPort")
+            .field("device", &self.0.device)
+            .field("translation", &self.0.translation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The route of the provider met last (`struct pci_p2pdma_map_state`): a walk over pages asks the bus once a provider, not
+/// once a page, and not at all if it meets no peer's page.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeerRoutes {
+    last: Option<(ProviderId, Option<PeerRoute>)>,
+}
+
+impl PeerRoutes {
+    /// How `port` reaches the pages of `provider`. Always ask with the same port.
+    pub fn route(&mut self, port: &DmaPort, provider: ProviderId) -> Option<PeerRoute> {
+        match self.last {
+            Some((known, route)) if known == provider => route,
+            _ => {
+                let route = port.peer_route(provider);
+                self.last = Some((provider, route));
+                route
+            }
+        }
     }
 }
 
@@ -62,27 +264,10 @@ pub enum DmaError {
     /// The memory behind the translation refused.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Nothing on the bus answers to the address.
+    /// Nothing on the bus answers to the address: no BAR there, or a host bridge that does not forward to it.
     #[error("nothing answers to bus address {at}")]
     Unrouted {
         /// The bus address used.
         at: DmaAddr,
     },
-}
-
-/// Why an IOMMU stopped a DMA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum IommuFault {
-    /// No entry for the IOVA.
-    #[error("not present")]
-    NotPresent,
-    /// The entry does not allow reading.
-    #[error("no read permission")]
-    NoRead,
-    /// The entry does not allow writing.
-    #[error("no write permission")]
-    NoWrite,
-    /// The IOVA is beyond the width of the domain.
-    #[error("beyond the address width")]
-    BeyondWidth,
 }

@@ -1,0 +1,432 @@
+//! One I/O address space: page table, IOTLB, fault log.
+
+use super::fault::{DmaAccess, FaultLog, IommuFault};
+use super::iotlb::{Iotlb, IotlbConfig, IotlbStats};
+use super::page_table::{
+    Leaf, LeafSize, MAX_GRANULE_SHIFT, MAX_WIDTH, MIN_GRANULE_SHIFT, MapError, PageTable, Prot, UnmapError,
+};
+use crate::addr::{Iova, PAGE_SHIFT, PhysAddr};
+use crate::bus::DeviceId;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// When translations that were unmapped are invalidated (the kernel's `iommu.strict`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlushMode {
+    /// At once, with every unmapping.
+    Strict,
+    /// When an IOVA range is freed it waits in a [`FlushQueue`](super::FlushQueue); one global invalidation serves many.
+    /// Until then a device can still reach what was unmapped. `unlink` without freeing is always strict.
+    Lazy,
+}
+
+/// What a domain is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// Bits of an IOVA: 32 to 48.
+    pub width: u32,
+    /// log2 of the IO page: 11 to 16. One that differs from the host's 12 shows who mixes up the two.
+    pub granule_shift: u32,
+    /// The IOTLB; `None` walks the table for every DMA.
+    pub iotlb: Option<IotlbConfig>,
+    /// When software is expected to flush. The hardware does not care; software asks for it here.
+    pub mode: FlushMode,
+    /// Compare every hit of the IOTLB with the table, and count those that a device should no longer have had. The device
+    /// still gets the stale translation, as from hardware. Costs a walk a DMA.
+    pub audit: bool,
+    /// Faults that the log keeps.
+    pub fault_log: usize,
+}
+
+impl Default for DomainConfig {
+    fn default() -> Self {
+        Self {
+            width: MAX_WIDTH,
+            granule_shift: PAGE_SHIFT,
+            iotlb: Some(IotlbConfig::default()),
+            mode: FlushMode::Strict,
+            audit: false,
+            fault_log: 256,
+        }
+    }
+}
+
+/// A domain that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The width is out of range.
+    #[error("a domain of {width} bits; 32 to {MAX_WIDTH} are possible")]
+    Width {
+        /// Width asked for.
+        width: u32,
+    },
+    /// The IO page is out of range.
+    #[error(
+        "an IO page of 2^{granule_shift} bytes; 2^{MIN_GRANULE_SHIFT} to 2^{MAX_GRANULE_SHIFT} are possible"
+    )]
+    Granule {
+        /// log2 asked for.
+        granule_shift: u32,
+    },
+    /// The shape of the IOTLB is impossible.
+    #[error("an IOTLB of {sets} sets of {ways} ways; sets are a power of two, ways at least 1")]
+    Iotlb {
+        /// Sets asked for.
+        sets: usize,
+        /// Ways asked for.
+        ways: usize,
+    },
+}
+
+/// Counters of a domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DomainStats {
+    /// The IOTLB's own; zero without one.
+    pub iotlb: IotlbStats,
+    /// Calls that mapped something.
+    pub maps: u64,
+    /// Calls that unmapped something.
+    pub unmaps: u64,
+    /// Calls that broke the contract and were refused: double mapping, hole, part of a leaf, misaligned, too wide.
+    pub violations: u64,
+    /// DMAs that were stopped.
+    pub faults: u64,
+    /// DMAs that went through a translation the table no longer had. Counted with [`DomainConfig::audit`] only.
+    pub stale_hits: u64,
+    /// Bytes mapped at the moment.
+    pub mapped_bytes: u64,
+    /// Tables of 512 entries that exist, touched or not.
+    pub tables: u64,
+}
+
+/// IOVA that was unmapped and must be flushed (`struct iommu_iotlb_gather`): the hull of all that was merged into it.
+#[must_use = "what was unmapped can still be reached until it is flushed"]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gather {
+    start: u64,
+    len: u64,
+}
+
+impl Gather {
+    /// Nothing to flush.
+    pub const EMPTY: Self = Self { start: 0, len: 0 };
+
+    /// The hull of both.
+    pub fn merge(self, other: Self) -> Self {
+        if self.len == 0 {
+            return other;
+        }
+        if other.len == 0 {
+            return self;
+        }
+        let start = self.start.min(other.start);
+        let end = (self.start + self.len).max(other.start + other.len);
+        Self { start, len: end - start }
+    }
+
+    /// Whether there is nothing to flush.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// First IOVA and bytes of the hull.
+    #[must_use]
+    pub fn hull(&self) -> (Iova, u64) {
+        (Iova(self.start), self.len)
+    }
+}
+
+/// An I/O address space. Any number of devices can be attached to it; they share its IOTLB.
+///
+/// Everything here may be called from any thread. Calls of software ([`Domain::map`], [`Domain::unmap`]) that run at
+/// once must be on disjoint ranges; translations by engines need no such care. Nothing but [`Domain::prepare`], and
+/// mapping what was not prepared, allocates.
+pub struct Domain {
+    table: PageTable,
+    iotlb: Option<Iotlb>,
+    config: DomainConfig,
+    /// Sizes of leaves ever mapped, one bit each: what the IOTLB has to look for.
+    sizes: AtomicU32,
+    faults: FaultLog,
+    maps: AtomicU64,
+    unmaps: AtomicU64,
+    violations: AtomicU64,
+    stale_hits: AtomicU64,
+    mapped_bytes: AtomicU64,
+}
+
+impl Domain {
+    /// An empty domain.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if `config` is out of range.
+    pub fn new(config: DomainConfig) -> Result<Arc<Self>, ConfigError> {
+        let DomainConfig { width, granule_shift, .. } = config;
+        if !(32..=MAX_WIDTH).contains(&width) {
+            return Err(ConfigError::Width { width });
+        }
+        if !(MIN_GRANULE_SHIFT..=MAX_GRANULE_SHIFT).contains(&granule_shift) {
+            return Err(ConfigError::Granule { granule_shift });
+        }
+        if let Some(IotlbConfig { sets, ways, .. }) = config.iotlb
+            && (!sets.is_power_of_two() || ways == 0)
+        {
+            return Err(ConfigError::Iotlb { sets, ways });
+        }
+        Ok(Arc::new(Self {
+            table: PageTable::new(granule_shift, width),
+            iotlb: config.iotlb.map(|iotlb| Iotlb::new(iotlb, granule_shift)),
+            config,
+            sizes: AtomicU32::new(1 << LeafSize::Page as u32),
+            faults: FaultLog::new(config.fault_log),
+            maps: AtomicU64::new(0),
+            unmaps: AtomicU64::new(0),
+            violations: AtomicU64::new(0),
+            stale_hits: AtomicU64::new(0),
+            mapped_bytes: AtomicU64::new(0),
+        }))
+    }
+
+    /// What the domain was made with.
+    #[must_use]
+    pub fn config(&self) -> &DomainConfig {
+        &self.config
+    }
+
+    /// Bytes in an IO page.
+    #[must_use]
+    pub fn granule(&self) -> u64 {
+        1 << self.config.granule_shift
+    }
+
+    /// Makes every table that mappings in the range can need, so that [`Domain::map`] there neither allocates nor fails
+    /// for want of memory. Costs address space; a table takes memory when it is first used.
+    ///
+    /// # Errors
+    /// [`MapError::BeyondWidth`], [`MapError::OutOfMemory`].
+    pub fn prepare(&self, iova: Iova, len: u64) -> Result<(), MapError> {
+        if !self.table.holds(iova, len) {
+            return self.violated(MapError::BeyondWidth { iova, len, width: self.config.width });
+        }
+        self.table.prepare(iova, len)
+    }
+
+    /// Maps `len` bytes with the largest leaves that alignment and length allow. Nothing is flushed: sync once after a
+    /// batch with [`Domain::sync_map`].
+    ///
+    /// What is mapped with large leaves can only be unmapped in whole leaves; who unmaps page by page uses
+    /// [`Domain::map_pages`].
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing of the range is mapped then.
+    pub fn map(&self, iova: Iova, phys: PhysAddr, len: u64, prot: Prot) -> Result<(), MapError> {
+        self.map_up_to(iova, phys, len, prot, LeafSize::Huge)
+    }
+
+    /// As [`Domain::map`], in leaves of one IO page each.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing of the range is mapped then.
+    pub fn map_pages(&self, iova: Iova, phys: PhysAddr, len: u64, prot: Prot) -> Result<(), MapError> {
+        self.map_up_to(iova, phys, len, prot, LeafSize::Page)
+    }
+
+    /// As [`Domain::map`], with leaves of at most `largest`.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing of the range is mapped then.
+    pub fn map_up_to(
+        &self,
+        iova: Iova,
+        phys: PhysAddr,
+        len: u64,
+        prot: Prot,
+        largest: LeafSize,
+    ) -> Result<(), MapError> {
+        // What a failing call had mapped for a moment may be in the IOTLB.
+        let unwound = |done| self.invalidate(iova, done);
+        match self.table.map(iova, phys, len, prot, largest, unwound) {
+            Ok(sizes) => {
+                if self.sizes.load(Ordering::Relaxed) & sizes != sizes {
+                    self.sizes.fetch_or(sizes, Ordering::AcqRel);
+                }
+                self.maps.fetch_add(1, Ordering::Relaxed);
+                self.mapped_bytes.fetch_add(len, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error @ MapError::OutOfMemory { .. }) => Err(error),
+            Err(error) => self.violated(error),
+        }
+    }
+
+    /// Unmaps `len` bytes, which must consist of whole leaves, every one of them mapped. Flush what it gives before the
+    /// pages are released or the IOVA is used again.
+    ///
+    /// # Errors
+    /// [`UnmapError`]; nothing was unmapped then.
+    pub fn unmap(&self, iova: Iova, len: u64) -> Result<Gather, UnmapError> {
+        match self.table.unmap(iova, len) {
+            Ok(()) => {
+                self.unmaps.fetch_add(1, Ordering::Relaxed);
+                self.mapped_bytes.fetch_sub(len, Ordering::Relaxed);
+                Ok(Gather { start: iova.0, len })
+            }
+            Err(error) => self.violated(error),
+        }
+    }
+
+    fn violated<T, E: std::fmt::Display>(&self, error: E) -> Result<T, E> {
+        self.violations.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%error, "IOMMU contract broken by software");
+        Err(error)
+    }
+
+    /// Invalidates what was unmapped: one command, whatever was merged into `gather`; none if it is empty
+    /// (`iommu_iotlb_sync`). When this returns, no translation that begins later uses what was unmapped.
+    pub fn flush(&self, gather: Gather) {
+        if !gather.is_empty() {
+            self.invalidate(Iova(gather.start), gather.len);
+        }
+    }
+
+    /// Makes mappings of the range sure to be seen (`iotlb_sync_map`): drops what the IOTLB remembers as not present. One
+    /// command, and none where the IOTLB does not remember such things.
+    pub fn sync_map(&self, iova: Iova, len: u64) {
+        if self.config.iotlb.is_some_and(|iotlb| iotlb.caches_not_present) && len > 0 {
+            self.invalidate(iova, len);
+        }
+    }
+
+    /// Invalidates everything: one command.
+    pub fn flush_all(&self) {
+        self.invalidate(Iova(0), 1 << self.config.width);
+    }
+
+    fn invalidate(&self, iova: Iova, len: u64) {
+        if let Some(iotlb) = &self.iotlb {
+            iotlb.invalidate(iova, len, self.sizes.load(Ordering::Acquire));
+        }
+    }
+
+    /// Where the table says `iova` leads, whatever the IOTLB has (`iommu_iova_to_phys`).
+    #[must_use]
+    pub fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
+        self.lookup(iova).map(|(phys, _)| phys)
+    }
+
+    /// As [`Domain::iova_to_phys`], with what the mapping allows.
+    #[must_use]
+    pub fn lookup(&self, iova: Iova) -> Option<(PhysAddr, Prot)> {
+        if !self.table.holds(iova, 1) {
+            return None;
+        }
+        let leaf = self.table.walk(iova);
+        leaf.is_live().then(|| (leaf.translate(iova, self.config.granule_shift), leaf.prot()))
+    }
+
+    /// Size of the leaf that maps `iova`.
+    #[must_use]
+    pub fn leaf_at(&self, iova: Iova) -> Option<LeafSize> {
+        let leaf = self.table.holds(iova, 1).then(|| self.table.walk(iova))?;
+        leaf.is_live().then(|| leaf.size())
+    }
+
+    /// Translates for a DMA. The answer holds up to the end of the IO page.
+    ///
+    /// # Errors
+    /// [`IommuFault`]; it has been logged.
+    #[inline]
+    pub fn translate(&self, device: DeviceId, iova: Iova, access: DmaAccess) -> Result<PhysAddr, IommuFault> {
+        if iova.0 >> self.config.width != 0 {
+            return Err(self.fault(device, iova, access, IommuFault::BeyondWidth));
+        }
+        let leaf = match &self.iotlb {
+            None => self.table.walk(iova),
+            Some(iotlb) => match iotlb.lookup(iova, self.sizes.load(Ordering::Relaxed)) {
+                Some(leaf) => {
+                    if self.config.audit {
+                        self.audit(leaf, iova);
+                    }
+                    leaf
+                }
+                None => iotlb.fill(iova, || self.table.walk(iova)),
+            },
+        };
+        match refusal(leaf, access) {
+            None => Ok(leaf.translate(iova, self.config.granule_shift)),
+            Some(reason) => Err(self.fault(device, iova, access, reason)),
+        }
+    }
+
+    #[cold]
+    fn audit(&self, cached: Leaf, iova: Iova) {
+        let now = self.table.walk(iova);
+        if cached.is_live() && (!now.is_live() || now.word() != cached.word() || now.size() != cached.size())
+        {
+            self.stale_hits.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%iova, stale = %cached.base(), "a device used a translation that was unmapped");
+        }
+    }
+
+    #[cold]
+    fn fault(&self, device: DeviceId, iova: Iova, access: DmaAccess, reason: IommuFault) -> IommuFault {
+        let table = match reason {
+            IommuFault::BeyondWidth => Leaf::ABSENT,
+            _ => self.table.walk(iova),
+        };
+        let unsynced = table.is_live() && refusal(table, access).is_none();
+        let last_mapped = table.last_mapped().map(|_| table.translate(iova, self.config.granule_shift));
+        self.faults.push(device, iova, access, reason, last_mapped, unsynced);
+        reason
+    }
+
+    /// The log of DMAs that were stopped.
+    #[must_use]
+    pub fn faults(&self) -> &FaultLog {
+        &self.faults
+    }
+
+    /// Counters as they are now.
+    #[must_use]
+    pub fn stats(&self) -> DomainStats {
+        DomainStats {
+            iotlb: self.iotlb.as_ref().map(Iotlb::stats).unwrap_or_default(),
+            maps: self.maps.load(Ordering::Relaxed),
+            unmaps: self.unmaps.load(Ordering::Relaxed),
+            violations: self.violations.load(Ordering::Relaxed),
+            faults: self.faults.total(),
+            stale_hits: self.stale_hits.load(Ordering::Relaxed),
+            mapped_bytes: self.mapped_bytes.load(Ordering::Relaxed),
+            tables: self.table.table_count(),
+        }
+    }
+}
+
+/// Why `leaf` does not allow `access`.
+fn refusal(leaf: Leaf, access: DmaAccess) -> Option<IommuFault> {
+    let prot = leaf.prot();
+    let (read, write) = match access {
+        DmaAccess::Read => (true, false),
+        DmaAccess::Write => (false, true),
+        DmaAccess::Atomic => (true, true),
+    };
+    if !leaf.is_live() {
+        Some(IommuFault::NotPresent)
+    } else if read && !prot.contains(Prot::READ) {
+        Some(IommuFault::NoRead)
+    } else if write && !prot.contains(Prot::WRITE) {
+        Some(IommuFault::NoWrite)
+    } else {
+        None
+    }
+}
+
+impl std::fmt::Debug for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Domain").field("config", &self.config).field("stats", &self.stats()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;
