@@ -247,7 +247,7 @@ impl RuleState {
         if self.seen <= self.rule.skip || self.rule.times.is_some_and(|times| self.fired >= times) {
             return false;
         }
-        let counts = (self.seen - self.rule.skip - 1) % self.rule.interval.max(1) == 0;
+        let counts = (self.seen - self.rule.skip - 1).is_multiple_of(self.rule.interval.max(1));
         let fires =
             counts && (self.rule.probability >= 1.0 || random.random::<f64>() < self.rule.probability);
         self.fired += u64::from(fires);
