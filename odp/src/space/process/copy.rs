@@ -1,0 +1,311 @@
+//! Copying to and from memory that may vanish in the middle of the copy.
+//!
+//! Unsafe island. Invariant: user memory is only touched by the instructions between `anypage_odp_begin` and
+//! `anypage_odp_end`, by integer address, never through a Rust reference; [`super::recover`] turns a fault of any of
+//! them into a short count. The other side of each copy is a slice that the caller lends.
+//!
+//! These functions reach whatever is mapped at an address, as a write to /proc/self/mem does. That no Rust object lies
+//! there is the promise of whoever exposes a raw range to devices (an `unsafe fn` further up), not of this file.
+//!
+//! What readers that poll memory rely on: messages of 1, 2, 4 and 8 bytes are one move; the last up to 8 bytes of a
+//! longer one are one move after all others. Long copies use `rep movsb`, whose stores a processor may reorder among
+//! themselves (Intel SDM volume 3, "Fast-String Operation and Out-of-Order Stores"), never past the last move.
+#![allow(unsafe_code)]
+
+use super::recover;
+use hw_model::addr::VirtAddr;
+use rustix::io::Errno;
+use std::fmt;
+
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    r"
+    .text
+    .p2align 4
+    .globl anypage_odp_begin, anypage_odp_copy, anypage_odp_fetch_add, anypage_odp_compare_swap, anypage_odp_end
+    .globl anypage_odp_copy_end, anypage_odp_copy_landing, anypage_odp_atomic_landing
+    .hidden anypage_odp_begin, anypage_odp_copy, anypage_odp_fetch_add, anypage_odp_compare_swap, anypage_odp_end
+    .hidden anypage_odp_copy_end, anypage_odp_copy_landing, anypage_odp_atomic_landing
+
+anypage_odp_begin:
+    # (rdi: to, rsi: from, rdx: bytes) -> rax: bytes not copied
+    .type anypage_odp_copy, @function
+anypage_odp_copy:
+    .cfi_startproc
+    lea     r8, [rdi + rdx]
+    # r9: the last move, the largest of 8, 4, 2, 1 that fits
+    mov     r9d, 8
+    cmp     rdx, 8
+    jae     20f
+    mov     r9d, 4
+    cmp     rdx, 4
+    jae     20f
+    mov     r9d, 2
+    cmp     rdx, 2
+    jae     20f
+    mov     r9, rdx
+20: # rcx: what comes before the last move
+    mov     rcx, rdx
+    sub     rcx, r9
+    jz      50f
+    cmp     rcx, 256
+    jb      30f
+    rep movsb
+    jmp     50f
+30: cmp     rcx, 8
+    jb      40f
+31: mov     rax, [rsi]
+    mov     [rdi], rax
+    add     rsi, 8
+    add     rdi, 8
+    sub     rcx, 8
+    cmp     rcx, 8
+    jae     31b
+    test    rcx, rcx
+    jz      50f
+40: mov     al, [rsi]
+    mov     [rdi], al
+    inc     rsi
+    inc     rdi
+    dec     rcx
+    jnz     40b
+50: cmp     r9d, 8
+    je      58f
+    cmp     r9d, 4
+    je      54f
+    cmp     r9d, 2
+    je      52f
+    test    r9d, r9d
+    jz      60f
+    mov     al, [rsi]
+    mov     [rdi], al
+    jmp     60f
+52: mov     ax, [rsi]
+    mov     [rdi], ax
+    jmp     60f
+54: mov     eax, [rsi]
+    mov     [rdi], eax
+    jmp     60f
+58: mov     rax, [rsi]
+    mov     [rdi], rax
+60: xor     eax, eax
+    ret
+anypage_odp_copy_landing:
+    # rdi stands where the faulting move would have stored, also in the middle of rep movsb
+    mov     rax, r8
+    sub     rax, rdi
+    ret
+    .cfi_endproc
+    .size anypage_odp_copy, . - anypage_odp_copy
+anypage_odp_copy_end:
+
+    # (rdi: word, rsi: addend) -> rax: value before, rdx: 1 if it faulted
+    .p2align 4
+    .type anypage_odp_fetch_add, @function
+anypage_odp_fetch_add:
+    .cfi_startproc
+    mov     rax, rsi
+    lock xadd [rdi], rax
+    xor     edx, edx
+    ret
+    .cfi_endproc
+    .size anypage_odp_fetch_add, . - anypage_odp_fetch_add
+
+    # (rdi: word, rsi: compare, rdx: swap) -> rax: value before, rdx: 1 if it faulted
+    .p2align 4
+    .type anypage_odp_compare_swap, @function
+anypage_odp_compare_swap:
+    .cfi_startproc
+    mov     rax, rsi
+    lock cmpxchg [rdi], rdx
+    xor     edx, edx
+    ret
+anypage_odp_atomic_landing:
+    mov     edx, 1
+    ret
+    .cfi_endproc
+    .size anypage_odp_compare_swap, . - anypage_odp_compare_swap
+anypage_odp_end:
+"
+);
+
+/// What an atomic routine leaves in rax and rdx.
+#[cfg(target_arch = "x86_64")]
+#[repr(C)]
+struct Atomic {
+    before: u64,
+    faulted: u64,
+}
+
+#[cfg(target_arch = "x86_64")]
+unsafe extern "C" {
+    fn anypage_odp_begin();
+    fn anypage_odp_copy_end();
+    fn anypage_odp_end();
+    fn anypage_odp_copy_landing();
+    fn anypage_odp_atomic_landing();
+    fn anypage_odp_copy(to: usize, from: usize, bytes: usize) -> usize;
+    fn anypage_odp_fetch_add(word: usize, addend: u64) -> Atomic;
+    fn anypage_odp_compare_swap(word: usize, compare: u64, swap: u64) -> Atomic;
+}
+
+/// Where to go on after a fault of the instruction at `at`, if it is one of the routines'. Called from a signal handler.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn landing(at: usize) -> Option<usize> {
+    let begin = anypage_odp_begin as *const () as usize;
+    let copy_end = anypage_odp_copy_end as *const () as usize;
+    let end = anypage_odp_end as *const () as usize;
+    if at < begin || at >= end {
+        None
+    } else if at < copy_end {
+        Some(anypage_odp_copy_landing as *const () as usize)
+    } else {
+        Some(anypage_odp_atomic_landing as *const () as usize)
+    }
+}
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyMethod {
+    /// A short routine whose faults a signal handler turns into an error.
+    Recover,
+    /// process_vm_readv(2) and process_vm_writev(2): a system call a copy, and no atomics.
+    SystemCall,
+}
+
+impl fmt::Display for CopyMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Recover => "routine with fault recovery",
+            Self::SystemCall => "process_vm_readv and process_vm_writev, no atomics",
+        })
+    }
+}
+
+/// The memory stopped being reachable after `copied` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Short {
+    pub(super) copied: u64,
+}
+
+/// The one way in this crate to touch memory that may vanish.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copier {
+    method: CopyMethod,
+}
+
+impl Copier {
+    /// Readies `method` for this process.
+    pub(super) fn new(method: CopyMethod) -> Result<Self, Errno> {
+        match method {
+            CopyMethod::Recover => recover::install()?,
+            CopyMethod::SystemCall => {
+                let (word, mut out) = ([0x5a_u8; 8], [0; 8]);
+                system_copy(word.as_ptr().expose_provenance(), &mut Side::Read(&mut out))?;
+            }
+        }
+        Ok(Self { method })
+    }
+
+    pub(super) fn method(self) -> CopyMethod {
+        self.method
+    }
+
+    /// Copies out of user memory.
+    pub(super) fn read(self, from: VirtAddr, out: &mut [u8]) -> Result<(), Short> {
+        let bytes = out.len();
+        let left = match self.method {
+            CopyMethod::Recover => {
+                let to = out.as_mut_ptr().expose_provenance();
+                copy(to, from.0 as usize, bytes)
+            }
+            CopyMethod::SystemCall => bytes - system_copy(from.0 as usize, &mut Side::Read(out)).unwrap_or(0),
+        };
+        short(bytes, left)
+    }
+
+    /// Copies into user memory.
+    pub(super) fn write(self, to: VirtAddr, data: &[u8]) -> Result<(), Short> {
+        let bytes = data.len();
+        let left = match self.method {
+            CopyMethod::Recover => copy(to.0 as usize, data.as_ptr().expose_provenance(), bytes),
+            CopyMethod::SystemCall => bytes - system_copy(to.0 as usize, &mut Side::Write(data)).unwrap_or(0),
+        };
+        short(bytes, left)
+    }
+
+    /// Adds to the aligned word at `at`; the value before. `None` if it cannot be reached for writing, or if this way
+    /// of copying has no atomics.
+    pub(super) fn fetch_add(self, at: VirtAddr, addend: u64) -> Option<u64> {
+        debug_assert!(at.is_aligned(8));
+        #[cfg(target_arch = "x86_64")]
+        if self.method == CopyMethod::Recover {
+            // SAFETY: the routine takes any address; a fault in it is recovered. What is at the address is user memory,
+            // touched by a locked instruction.
+            let done = unsafe { anypage_odp_fetch_add(at.0 as usize, addend) };
+            return (done.faulted == 0).then_some(done.before);
+        }
+        let _ = (at, addend);
+        None
+    }
+
+    /// Stores `swap` in the aligned word at `at` if it equals `compare`; the value before. `None` as for
+    /// [`Copier::fetch_add`].
+    pub(super) fn compare_swap(self, at: VirtAddr, compare: u64, swap: u64) -> Option<u64> {
+        debug_assert!(at.is_aligned(8));
+        #[cfg(target_arch = "x86_64")]
+        if self.method == CopyMethod::Recover {
+            // SAFETY: as for fetch_add.
+            let done = unsafe { anypage_odp_compare_swap(at.0 as usize, compare, swap) };
+            return (done.faulted == 0).then_some(done.before);
+        }
+        let _ = (at, compare, swap);
+        None
+    }
+}
+
+fn short(bytes: usize, left: usize) -> Result<(), Short> {
+    if left == 0 { Ok(()) } else { Err(Short { copied: (bytes - left) as u64 }) }
+}
+
+/// Bytes not copied.
+#[cfg(target_arch = "x86_64")]
+fn copy(to: usize, from: usize, bytes: usize) -> usize {
+    // SAFETY: one side is a slice of `bytes` bytes that the callers in this file borrow for the call; the other is user
+    // memory, which the routine may be handed at any address because faults in it are recovered (recover::install has
+    // succeeded before a Copier with this method exists).
+    unsafe { anypage_odp_copy(to, from, bytes) }
+}
+
+/// Bytes not copied: all of them, as no Copier with this method can be had.
+#[cfg(not(target_arch = "x86_64"))]
+fn copy(_to: usize, _from: usize, bytes: usize) -> usize {
+    bytes
+}
+
+enum Side<'a> {
+    Read(&'a mut [u8]),
+    Write(&'a [u8]),
+}
+
+/// Bytes copied between this process's memory at `user` and a slice.
+fn system_copy(user: usize, side: &mut Side<'_>) -> Result<usize, Errno> {
+    let (pointer, len) = match side {
+        Side::Read(out) => (out.as_mut_ptr(), out.len()),
+        Side::Write(data) => (data.as_ptr().cast_mut(), data.len()),
+    };
+    let local = libc::iovec { iov_base: pointer.cast(), iov_len: len };
+    let remote = libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(user), iov_len: len };
+    // SAFETY: getpid has no conditions.
+    let me = unsafe { libc::getpid() };
+    let copied = match side {
+        // SAFETY: the local side is a slice lent for the call; the kernel answers with an error or a short count where
+        // the remote side cannot be reached.
+        Side::Read(_) => unsafe { libc::process_vm_readv(me, &raw const local, 1, &raw const remote, 1, 0) },
+        // SAFETY: as above; the local side is only read.
+        Side::Write(_) => unsafe { libc::process_vm_writev(me, &raw const local, 1, &raw const remote, 1, 0) },
+    };
+    usize::try_from(copied).map_err(|_| {
+        Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EFAULT))
+    })
+}
