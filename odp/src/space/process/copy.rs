@@ -14,6 +14,7 @@
 
 use super::recover;
 use hw_model::addr::VirtAddr;
+use hw_model::bus::AtomicOp;
 use rustix::io::Errno;
 use std::fmt;
 
@@ -234,33 +235,14 @@ impl Copier {
         short(bytes, left)
     }
 
-    /// Adds to the aligned word at `at`; the value before. `None` if it cannot be reached for writing, or if this way
-    /// of copying has no atomics.
-    pub(super) fn fetch_add(self, at: VirtAddr, addend: u64) -> Option<u64> {
+    /// Performs `op` on the aligned word at `at`; the value before. `None` if it cannot be reached for writing, or if
+    /// this way of copying has no atomics.
+    pub(super) fn atomic(self, at: VirtAddr, op: AtomicOp) -> Option<u64> {
         debug_assert!(at.is_aligned(8));
-        #[cfg(target_arch = "x86_64")]
-        if self.method == CopyMethod::Recover {
-            // SAFETY: the routine takes any address; a fault in it is recovered. What is at the address is user memory,
-            // touched by a locked instruction.
-            let done = unsafe { anypage_odp_fetch_add(at.0 as usize, addend) };
-            return (done.faulted == 0).then_some(done.before);
+        match self.method {
+            CopyMethod::Recover => atomic(at.0 as usize, op),
+            CopyMethod::SystemCall => None,
         }
-        let _ = (at, addend);
-        None
-    }
-
-    /// Stores `swap` in the aligned word at `at` if it equals `compare`; the value before. `None` as for
-    /// [`Copier::fetch_add`].
-    pub(super) fn compare_swap(self, at: VirtAddr, compare: u64, swap: u64) -> Option<u64> {
-        debug_assert!(at.is_aligned(8));
-        #[cfg(target_arch = "x86_64")]
-        if self.method == CopyMethod::Recover {
-            // SAFETY: as for fetch_add.
-            let done = unsafe { anypage_odp_compare_swap(at.0 as usize, compare, swap) };
-            return (done.faulted == 0).then_some(done.before);
-        }
-        let _ = (at, compare, swap);
-        None
     }
 }
 
@@ -275,6 +257,25 @@ fn copy(to: usize, from: usize, bytes: usize) -> usize {
     // memory, which the routine may be handed at any address because faults in it are recovered (recover::install has
     // succeeded before a Copier with this method exists).
     unsafe { anypage_odp_copy(to, from, bytes) }
+}
+
+/// The value before, or `None` if the word could not be reached.
+#[cfg(target_arch = "x86_64")]
+fn atomic(word: usize, op: AtomicOp) -> Option<u64> {
+    let done = match op {
+        // SAFETY: the routine takes any address; a fault in it is recovered. What is there is user memory, touched by a
+        // locked instruction.
+        AtomicOp::FetchAdd(addend) => unsafe { anypage_odp_fetch_add(word, addend) },
+        // SAFETY: as above.
+        AtomicOp::CompareSwap { compare, swap } => unsafe { anypage_odp_compare_swap(word, compare, swap) },
+    };
+    (done.faulted == 0).then_some(done.before)
+}
+
+/// No Copier with this method can be had.
+#[cfg(not(target_arch = "x86_64"))]
+fn atomic(_word: usize, _op: AtomicOp) -> Option<u64> {
+    None
 }
 
 /// Bytes not copied: all of them, as no Copier with this method can be had.
@@ -303,7 +304,9 @@ fn system_copy(user: usize, side: &mut Side<'_>) -> Result<usize, Errno> {
         // the remote side cannot be reached.
         Side::Read(_) => unsafe { libc::process_vm_readv(me, &raw const local, 1, &raw const remote, 1, 0) },
         // SAFETY: as above; the local side is only read.
-        Side::Write(_) => unsafe { libc::process_vm_writev(me, &raw const local, 1, &raw const remote, 1, 0) },
+        Side::Write(_) => unsafe {
+            libc::process_vm_writev(me, &raw const local, 1, &raw const remote, 1, 0)
+        },
     };
     usize::try_from(copied).map_err(|_| {
         Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EFAULT))

@@ -39,12 +39,28 @@ pub(super) enum Source {
 pub(super) struct Identity {
     device: Device,
     inode: u64,
-    /// File offset of address 0, were the mapping that long; 0 for anonymous memory, whose splits keep no offset.
+    /// File offset of address 0, were the mapping that long; 0 for anonymous memory, where offsets mean nothing.
     origin: u64,
-    access: (bool, bool, bool),
+    flags: MapFlags,
 }
 
 type Device = (u32, u32);
+
+impl Identity {
+    fn new(device: Device, inode: u64, start: u64, offset: u64, flags: MapFlags) -> Self {
+        let found = Self { device, inode, origin: offset.wrapping_sub(start), flags };
+        if found.is_file() { found } else { Self { origin: 0, ..found } }
+    }
+
+    fn of_query(found: &sys::MapQuery) -> Self {
+        let flags = MapFlags::from_bits_truncate(found.flags);
+        Self::new((found.dev_major, found.dev_minor), found.inode, found.start, found.offset, flags)
+    }
+
+    fn is_file(&self) -> bool {
+        self.device != (0, 0) || self.inode != 0
+    }
+}
 
 /// Reads this process's mappings.
 pub(super) struct Mappings {
@@ -85,7 +101,7 @@ impl Mappings {
     /// The mapping that holds `at`, or the next above it. Allocates nothing while [`Mappings::can_query`].
     pub(super) fn at_or_above(&self, at: VirtAddr) -> Result<Option<Mapping>, Errno> {
         if self.query {
-            return Ok(sys::procmap_query(&self.maps, at.0)?.map(|found| self.from_query(&found)));
+            return Ok(sys::procmap_query(&self.maps, at.0)?.map(|found| self.queried(&found)));
         }
         let mut found = None;
         self.parse(|mapping| {
@@ -95,6 +111,13 @@ impl Mappings {
             found.is_none()
         })?;
         Ok(found)
+    }
+
+    /// What is mapped at `at`, as far as it can be told apart from something else. Allocates nothing. `None` also where
+    /// single mappings cannot be asked for.
+    pub(super) fn identity_at(&self, at: VirtAddr) -> Option<Identity> {
+        let found = if self.query { sys::procmap_query(&self.maps, at.0).ok()?? } else { return None };
+        (found.start <= at.0).then(|| Identity::of_query(&found))
     }
 
     /// Appends the mappings that overlap `range`, in ascending order, as they are (not cut to it).
@@ -122,41 +145,24 @@ impl Mappings {
         Ok(())
     }
 
-    fn from_query(&self, found: &sys::MapQuery) -> Mapping {
-        let flags = MapFlags::from_bits_truncate(found.flags);
-        let access = (
-            flags.contains(MapFlags::READ),
-            flags.contains(MapFlags::WRITE),
-            flags.contains(MapFlags::SHARED),
-        );
-        let device = (found.dev_major, found.dev_minor);
-        self.mapping((found.start, found.end), access, device, found.inode, found.offset, found.page_size)
+    fn queried(&self, found: &sys::MapQuery) -> Mapping {
+        self.mapping((found.start, found.end), Identity::of_query(found), found.page_size)
     }
 
-    fn mapping(
-        &self,
-        (start, end): (u64, u64),
-        access: (bool, bool, bool),
-        device: Device,
-        inode: u64,
-        offset: u64,
-        page_size: u64,
-    ) -> Mapping {
-        let file = device != (0, 0) || inode != 0;
-        let source = match (file, page_size > PAGE_SIZE) {
+    fn mapping(&self, (start, end): (u64, u64), identity: Identity, page_size: u64) -> Mapping {
+        let source = match (identity.is_file(), page_size > PAGE_SIZE) {
             (_, true) => Source::Hugetlb,
-            (true, _) => self.source(device),
+            (true, _) => self.source(identity.device),
             (false, _) => Source::Anonymous,
         };
-        let origin = if file { offset.wrapping_sub(start) } else { 0 };
         Mapping {
             range: VirtRange::new(VirtAddr(start), end - start).expect("mappings lie in the address space"),
-            readable: access.0,
-            writable: access.1,
-            shared: access.2,
+            readable: identity.flags.contains(MapFlags::READ),
+            writable: identity.flags.contains(MapFlags::WRITE),
+            shared: identity.flags.contains(MapFlags::SHARED),
             source,
             page_size: if source == Source::Hugetlb { page_size.max(HUGE_DEFAULT) } else { PAGE_SIZE },
-            identity: Identity { device, inode, origin, access },
+            identity,
         }
     }
 
@@ -193,12 +199,15 @@ impl Mappings {
         let (start, end) = fields.next()?.split_once('-')?;
         let (start, end) = (hex(start)?, hex(end)?);
         let access = fields.next()?.as_bytes();
-        let access = (access.first()? == &b'r', access.get(1)? == &b'w', access.get(3)? == &b's');
+        let mut flags = MapFlags::empty();
+        flags.set(MapFlags::READ, access.first()? == &b'r');
+        flags.set(MapFlags::WRITE, access.get(1)? == &b'w');
+        flags.set(MapFlags::SHARED, access.get(3)? == &b's');
         let offset = hex(fields.next()?)?;
         let (major, minor) = fields.next()?.split_once(':')?;
         let device = (hex(major)? as u32, hex(minor)? as u32);
         let inode = fields.next()?.parse().ok()?;
-        Some(self.mapping((start, end), access, device, inode, offset, PAGE_SIZE))
+        Some(self.mapping((start, end), Identity::new(device, inode, start, offset, flags), PAGE_SIZE))
     }
 }
 

@@ -227,3 +227,13 @@ pub(super) fn has_membarrier() -> Result<bool, Errno> {
     let commands = check(commands as libc::c_int)?;
     Ok(commands & libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED != 0)
 }
+
+/// Keeps all signals from this thread, for as long as it lives.
+pub(super) fn block_signals() {
+    // SAFETY: all zeroes is a signal set, which is filled next.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: writes into the set.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: reads the set; the old mask is not wanted.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, std::ptr::null_mut()) };
+}
