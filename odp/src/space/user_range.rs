@@ -33,6 +33,17 @@ impl UserRange {
         Self { space, range, owner: None }
     }
 
+    /// A range of memory that the address space allocated itself, and lends out by copies and raw pointers only. `owner`
+    /// keeps it mapped.
+    #[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
+    pub(super) fn owned(
+        space: Arc<dyn AddressSpace>,
+        range: VirtRange,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self { space, range, owner: Some(owner) }
+    }
+
     /// The same range, holding `owner` for as long as this value lives: the memory's mapping, say.
     #[must_use]
     pub fn keeping(self, owner: Arc<dyn Any + Send + Sync>) -> Self {

@@ -4,7 +4,7 @@ use super::ProcessSpace;
 use super::segments::{Frames, Segment};
 use super::view::{self, View};
 use crate::page::Backing;
-use crate::space::AddressSpace;
+use crate::space::{AddressSpace, UserRange};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::sync::Arc;
 use rustix::fd::OwnedFd;
@@ -148,6 +148,14 @@ impl OwnedMemory {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.range.len()
+    }
+
+    /// All of it, to make regions of. The memory stays while that lives.
+    #[must_use]
+    pub fn user_range(self: &Arc<Self>) -> UserRange {
+        let space = Arc::clone(&self.space) as Arc<dyn AddressSpace>;
+        let owner = Arc::clone(self) as Arc<dyn std::any::Any + Send + Sync>;
+        UserRange::owned(space, self.range, owner)
     }
 
     /// The physical address of the first byte. The rest follows.
