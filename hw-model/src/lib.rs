@@ -8,4 +8,6 @@ pub mod bus;
 pub mod fault_plan;
 pub mod hca;
 pub mod iommu;
+pub mod link;
 pub mod sync;
+pub mod wire;

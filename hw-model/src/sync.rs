@@ -144,6 +144,10 @@ mod lock {
         pub fn read(&self) -> RwLockReadGuard<'_, T> {
             self.0.read().expect("a thread panicked while it held this lock")
         }
+        /// As `parking_lot::RwLock::try_read`.
+        pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+            self.0.try_read().ok()
+        }
         /// As `parking_lot::RwLock::write`.
         pub fn write(&self) -> RwLockWriteGuard<'_, T> {
             self.0.write().expect("a thread panicked while it held this lock")

@@ -137,16 +137,49 @@ impl Slot {
     /// # Errors
     /// [`Closed`] while the epoch is closed.
     pub fn enter(&mut self) -> Result<Busy<'_>, Closed> {
+        self.begin()?;
+        Ok(Busy { slot: self })
+    }
+
+    /// [`Slot::enter`] without a guard, for an engine whose burst is spread over several steps. [`Slot::end`] ends it.
+    ///
+    /// # Errors
+    /// [`Closed`] while the epoch is closed; the slot is not busy then.
+    ///
+    /// # Panics
+    /// If a burst is under way.
+    pub fn begin(&mut self) -> Result<(), Closed> {
         let word = &self.epoch.slots[self.index];
-        word.store(word.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let idle = word.load(Ordering::Relaxed);
+        assert!(idle & 1 == 0, "an engine has one burst at a time");
+        word.store(idle + 1, Ordering::Relaxed);
         if self.epoch.asymmetric {
             std::sync::atomic::compiler_fence(Ordering::SeqCst);
         } else {
             crate::sync::fence(Ordering::SeqCst);
         }
-        let busy = Busy { slot: self };
         // Read after the slot is marked: a closer that drains sees this engine, or this engine sees the door closed.
-        if busy.slot.epoch.closed.load(Ordering::Acquire) > 0 { Err(Closed) } else { Ok(busy) }
+        if self.epoch.closed.load(Ordering::Acquire) > 0 {
+            word.store(idle + 2, Ordering::Release);
+            return Err(Closed);
+        }
+        Ok(())
+    }
+
+    /// Ends the burst that [`Slot::begin`] began.
+    ///
+    /// # Panics
+    /// If none is under way.
+    pub fn end(&mut self) {
+        assert!(self.is_busy(), "ended a burst that had not begun");
+        let word = &self.epoch.slots[self.index];
+        word.store(word.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// Whether a burst is under way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.epoch.slots[self.index].load(Ordering::Relaxed) & 1 == 1
     }
 
     /// The epoch this slot belongs to.
@@ -158,6 +191,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.is_busy() {
+            self.end();
+        }
         self.epoch.taken.fetch_and(!(1 << self.index), Ordering::AcqRel);
     }
 }
@@ -170,8 +206,7 @@ pub struct Busy<'a> {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        let word = &self.slot.epoch.slots[self.slot.index];
-        word.store(word.load(Ordering::Relaxed) + 1, Ordering::Release);
+        self.slot.end();
     }
 }
 

@@ -1,5 +1,54 @@
-//! An RDMA host channel adapter.
+//! An RDMA host channel adapter: keys, protection domains, completion queues, RC queue pairs, page faults.
+//!
+//! ```text
+//!   post_send --> send queue --> requester --+                            +--> responder
+//!                                            |   translate, copy          |    translate, copy
+//!   completion queue <-- completions         +--> packet --> link --> ----+
+//!                                            ^                            |
+//!                                            +--- ACK, NAK, read data <---+
+//! ```
+//!
+//! **Software's side** is [`Hca`] and the objects made by it. They hold their device by `Arc` and go when dropped.
+//! **The engines' side** is sans-IO: [`Hca::step_engine`] is told the time and does a bounded amount of work. Threads
+//! ([`Hca::spawn_engines`]), posting and polling callers, or a simulation step the same engines.
+//!
+//! **Memory** is reached through the page list of a key, entry by entry at the time of the DMA, inside the DMA epoch of
+//! that memory. An entry that is not there (or not writable) makes a page-fault event ([`Hca::faults`]) that software
+//! answers ([`Hca::resume`]): the requester waits, the responder tells its peer to come again (RNR NAK), other queue pairs
+//! go on.
+//!
+//! Lock order: engine, send queue, completion queue. Nothing is held, allocated or freed inside a burst (see `engine`).
 
+mod config;
+mod cq;
+mod device;
+mod driver;
+mod engine;
+mod fault;
+mod key;
+mod mailbox;
 mod page_list;
+mod pd;
+mod qp;
+mod request;
+mod stats;
+mod time;
+mod translate;
 
-pub use page_list::{Backing, Entry, Flags, PageList, Path};
+pub use config::{HcaConfig, Limits, NewHcaError, PathMtu};
+pub use cq::{CompletionQueue, CreateCqError, Overrun};
+pub use device::Hca;
+pub use driver::EngineThreads;
+pub use engine::Step;
+pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultToken, PageFault};
+pub use key::{Access, CreateKeyError, KeySpec, KeyViolation, UnknownKey};
+pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
+pub use pd::{Pd, PdError};
+pub use qp::{CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition};
+pub use request::{
+    Completion, Operation, OperationCode, PostError, Remote, RequestId, SendRequest, Sge, Status,
+};
+pub use stats::{HcaStats, LiveObjects};
+pub use time::{AckTimeout, Time};
+
+pub use crate::wire::{Gid, Key, Psn, Qpn, RnrTimer};

@@ -280,12 +280,12 @@ pub struct OutOfMemory {
 
 /// Zeroed straight from the allocator, so that untouched parts stay untouched.
 #[cfg(not(any(loom, shuttle)))]
-fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
+pub(super) fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
     <[AtomicU64] as zerocopy::FromZeros>::new_box_zeroed_with_elems(count).ok()
 }
 
 #[cfg(any(loom, shuttle))]
-fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
+pub(super) fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
     Some((0..count).map(|_| AtomicU64::new(0)).collect())
 }
 

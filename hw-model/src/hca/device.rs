@@ -1,0 +1,384 @@
+//! The HCA as software sees it: where objects are made, and where threads come in.
+
+use super::config::{HcaConfig, NewHcaError, PathMtu};
+use super::cq::{CompletionQueue, CreateCqError, Ring};
+use super::engine::{Engine, Step};
+use super::fault::{FaultOutcome, FaultQueue, FaultToken};
+use super::key::{CreateKeyError, KeySpec, KeyTable, UnknownKey};
+use super::mailbox::Mailbox;
+use super::pd::{Pd, PdError, PdTable};
+use super::qp::{CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition};
+use super::stats::{Counters, HcaStats, LiveObjects};
+use super::time::Time;
+use crate::bus::{DmaPort, MAX_SLOTS};
+use crate::link::{Ingress, Link};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Arc, Mutex};
+use crate::wire::{Gid, Key, Packet, PayloadPool, Psn, Qpn};
+use crossbeam::sync::Parker;
+use hashbrown::HashSet;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::time::Instant;
+
+/// What the engines of a device share.
+pub(super) struct Device {
+    pub(super) config: HcaConfig,
+    pub(super) port: DmaPort,
+    pub(super) link: Box<dyn Link>,
+    pub(super) gid: Gid,
+    pub(super) keys: KeyTable,
+    pub(super) faults: FaultQueue,
+    pub(super) pool: Arc<PayloadPool>,
+    pub(super) mailboxes: Arc<[Mailbox]>,
+    pub(super) counters: Box<[Counters]>,
+}
+
+/// An RDMA host channel adapter.
+///
+/// Engines do the work: threads of their own ([`Hca::spawn_engines`]), the threads that post and poll, or a simulation
+/// that calls [`Hca::step_engine`]. Objects hold the device by `Arc` and are destroyed by dropping them.
+pub struct Hca {
+    pub(super) device: Arc<Device>,
+    engines: Box<[Mutex<Engine>]>,
+    pub(super) parkers: Mutex<Vec<Parker>>,
+    pub(super) threads: AtomicU32,
+    pds: PdTable,
+    cqs: AtomicU32,
+    qps: Mutex<QpNumbers>,
+    origin: Instant,
+}
+
+struct QpNumbers {
+    live: HashSet<Qpn>,
+    last: u32,
+    random: ChaCha20Rng,
+}
+
+/// The receiving side: every packet to the mailbox of the engine that has its queue pair.
+struct Inbox(Arc<[Mailbox]>);
+
+impl Ingress for Inbox {
+    fn deliver(&self, packet: Packet) {
+        let mailbox = &self.0[packet.destination_qp.0 as usize % self.0.len()];
+        mailbox.leave(|mail| mail.packets.push_back(packet));
+        mailbox.wake();
+    }
+}
+
+/// Idle payload buffers kept for each engine.
+const BUFFERS_AN_ENGINE: usize = 256;
+/// Steps that a posting thread does at most, and a polling one.
+const STEPS_OF_A_CALLER: usize = 16;
+
+impl Hca {
+    /// A device that masters the bus through `port` and talks through `link`.
+    ///
+    /// # Errors
+    /// See [`NewHcaError`].
+    pub fn new(config: HcaConfig, port: DmaPort, link: Box<dyn Link>) -> Result<Arc<Self>, NewHcaError> {
+        if config.engines == 0 {
+            return Err(NewHcaError::NoEngines);
+        }
+        let max_payload = link.max_payload();
+        if max_payload < PathMtu::MIN.bytes() as usize {
+            return Err(NewHcaError::LinkTooSmall { max_payload });
+        }
+        let mut config = config;
+        config.path_mtu = config.path_mtu.within(max_payload);
+        let taken = port.epoch().slot_count();
+        let refused = NewHcaError::NoEpochSlot { engines: config.engines, taken, max: MAX_SLOTS as u32 };
+        let slots: Option<Vec<_>> = (0..config.engines).map(|_| port.epoch().register()).collect();
+        let slots = slots.ok_or(refused)?;
+        let parkers: Vec<Parker> = slots.iter().map(|_| Parker::new()).collect();
+        let mailboxes: Arc<[Mailbox]> =
+            parkers.iter().map(|parker| Mailbox::new(parker.unparker().clone())).collect();
+        let mut random = ChaCha20Rng::seed_from_u64(config.seed);
+        let device = Arc::new(Device {
+            gid: link.address(),
+            keys: KeyTable::new(config.limits.keys, config.key_quarantine, random.next_u64()),
+            faults: FaultQueue::new(config.fault_queue_depth),
+            pool: PayloadPool::new(
+                config.path_mtu.bytes() as usize,
+                BUFFERS_AN_ENGINE * config.engines as usize,
+            ),
+            mailboxes: Arc::clone(&mailboxes),
+            counters: slots.iter().map(|_| Counters::default()).collect(),
+            config,
+            port,
+            link,
+        });
+        let engine = |(index, slot)| Mutex::new(Engine::new(Arc::clone(&device), index, slot));
+        let engines = slots.into_iter().enumerate().map(engine).collect();
+        device.link.attach(Arc::new(Inbox(mailboxes)));
+        let pds = PdTable::new(config.limits.pds);
+        let qps = QpNumbers { live: HashSet::new(), last: random.next_u32(), random };
+        Ok(Arc::new(Self {
+            device,
+            engines,
+            parkers: Mutex::new(parkers),
+            threads: AtomicU32::new(0),
+            pds,
+            cqs: AtomicU32::new(0),
+            qps: Mutex::new(qps),
+            origin: Instant::now(),
+        }))
+    }
+
+    /// What it was built with, the path MTU capped to what the link carries.
+    #[must_use]
+    pub fn config(&self) -> &HcaConfig {
+        &self.device.config
+    }
+
+    /// The address of its port.
+    #[must_use]
+    pub fn gid(&self) -> Gid {
+        self.device.gid
+    }
+
+    /// Its connection to the bus.
+    #[must_use]
+    pub fn port(&self) -> &DmaPort {
+        &self.device.port
+    }
+
+    /// A new protection domain.
+    ///
+    /// # Errors
+    /// [`PdError::TooMany`].
+    pub fn alloc_pd(&self) -> Result<Pd, PdError> {
+        self.pds.alloc()
+    }
+
+    /// Gives a protection domain back.
+    ///
+    /// # Errors
+    /// [`PdError::InUse`] while keys or queue pairs are in it; [`PdError::Unknown`].
+    pub fn dealloc_pd(&self, pd: Pd) -> Result<(), PdError> {
+        self.pds.dealloc(pd)
+    }
+
+    /// A new random key for what `spec` describes. From this moment peers who know it reach the memory.
+    ///
+    /// # Errors
+    /// See [`CreateKeyError`].
+    pub fn create_key(&self, spec: KeySpec) -> Result<Key, CreateKeyError> {
+        let pd = spec.pd;
+        self.pds.hold(pd)?;
+        self.device.keys.create(spec).inspect_err(|_| self.pds.release(pd))
+    }
+
+    /// Takes a key back. Bursts that begin after this returns do not find it; drain the epoch for those under way
+    /// ([`DmaEpoch::drain`](crate::bus::DmaEpoch::drain)). Gives back what the key covered. Never blocks on an engine.
+    ///
+    /// # Errors
+    /// [`UnknownKey`].
+    pub fn destroy_key(&self, key: Key) -> Result<KeySpec, UnknownKey> {
+        let spec = self.device.keys.destroy(key)?;
+        self.pds.release(spec.pd);
+        Ok(spec)
+    }
+
+    /// A new completion queue of `entries` entries.
+    ///
+    /// # Errors
+    /// See [`CreateCqError`].
+    pub fn create_cq(self: &Arc<Self>, entries: u32) -> Result<Arc<CompletionQueue>, CreateCqError> {
+        let limits = &self.device.config.limits;
+        if entries == 0 || entries > limits.cq_entries {
+            return Err(CreateCqError::Size { entries, max: limits.cq_entries });
+        }
+        if self.cqs.fetch_add(1, Ordering::Relaxed) >= limits.cqs {
+            self.forget_cq();
+            return Err(CreateCqError::TooMany { max: limits.cqs });
+        }
+        Ok(CompletionQueue::new(Arc::clone(self), Arc::new(Ring::new(entries))))
+    }
+
+    pub(super) fn forget_cq(&self) {
+        self.cqs.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A new queue pair, in the reset state.
+    ///
+    /// # Errors
+    /// See [`CreateQpError`].
+    pub fn create_qp(self: &Arc<Self>, spec: &QpSpec) -> Result<Arc<QueuePair>, CreateQpError> {
+        let limits = &self.device.config.limits;
+        if !Arc::ptr_eq(spec.send_cq.hca(), self) {
+            return Err(CreateQpError::OtherDevice);
+        }
+        if spec.max_send_requests == 0 || spec.max_send_requests > limits.send_requests {
+            let requests = spec.max_send_requests;
+            return Err(CreateQpError::SendRequests { requests, max: limits.send_requests });
+        }
+        if spec.max_sges > limits.sges {
+            return Err(CreateQpError::Sges { sges: spec.max_sges, max: limits.sges });
+        }
+        self.pds.hold(spec.pd)?;
+        let Some((qpn, psn)) = self.number_qp() else {
+            self.pds.release(spec.pd);
+            return Err(CreateQpError::TooMany { max: limits.qps });
+        };
+        let address = QpAddress { gid: self.device.gid, qpn, psn };
+        let (qp, core) = QueuePair::new(Arc::clone(self), address, spec, &self.device.config);
+        self.engine(qpn).lock().add(qpn, core);
+        Ok(qp)
+    }
+
+    fn number_qp(&self) -> Option<(Qpn, Psn)> {
+        let mut numbers = self.qps.lock();
+        if numbers.live.len() >= self.device.config.limits.qps as usize {
+            return None;
+        }
+        loop {
+            numbers.last = numbers.last.wrapping_add(1) & 0xff_ffff;
+            let qpn = Qpn(numbers.last);
+            if qpn.0 > 1 && numbers.live.insert(qpn) {
+                return Some((qpn, Psn::new(numbers.random.next_u32())));
+            }
+        }
+    }
+
+    pub(super) fn forget_qp(&self, qpn: Qpn, pd: Pd) {
+        self.engine(qpn).lock().remove(qpn, self.now());
+        self.qps.lock().live.remove(&qpn);
+        self.pds.release(pd);
+    }
+
+    pub(super) fn modify_qp(&self, qpn: Qpn, transition: &Transition) -> Result<(), IllegalTransition> {
+        let result = self.engine(qpn).lock().modify(qpn, transition, self.now());
+        self.device.mailboxes[self.index(qpn)].wake();
+        result.unwrap_or(Err(IllegalTransition { from: QpState::Reset, transition: *transition }))
+    }
+
+    /// The page-fault events.
+    #[must_use]
+    pub fn faults(&self) -> &FaultQueue {
+        &self.device.faults
+    }
+
+    /// Answers a page-fault event. An answer that nobody waits for any more is counted and does nothing. Never blocks
+    /// on an engine; it may allocate, so not under a lock that an invalidation takes.
+    pub fn resume(&self, token: FaultToken, outcome: FaultOutcome) {
+        let mailbox = &self.device.mailboxes[self.index(token.qpn)];
+        mailbox.leave(|mail| mail.answers.push((token, outcome)));
+        mailbox.wake();
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> HcaStats {
+        let mut stats = HcaStats::default();
+        for counters in &self.device.counters {
+            counters.add_to(&mut stats);
+        }
+        stats
+    }
+
+    /// Objects that exist at the moment.
+    #[must_use]
+    pub fn live_objects(&self) -> LiveObjects {
+        LiveObjects {
+            pds: self.pds.live(),
+            keys: self.device.keys.live(),
+            cqs: u64::from(self.cqs.load(Ordering::Relaxed)),
+            qps: self.qps.lock().live.len() as u64,
+        }
+    }
+
+    /// One step of engine `index`, for a driver that has its own time.
+    ///
+    /// # Panics
+    /// If there is no such engine.
+    pub fn step_engine(&self, index: usize, now: Time) -> Step {
+        self.engines[index].lock().step(now)
+    }
+
+    /// Time as the threads of this device tell it to the engines.
+    pub(super) fn now(&self) -> Time {
+        Time(self.origin.elapsed().as_nanos() as u64)
+    }
+
+    /// Runs every engine a little on the calling thread, if the configuration allows that.
+    pub fn progress(&self) {
+        if self.device.config.callers_drive {
+            for index in 0..self.engines.len() {
+                self.drive(index);
+            }
+        }
+    }
+
+    /// A queue pair has new requests.
+    pub(super) fn doorbell(&self, qpn: Qpn, ring: bool) {
+        let index = self.index(qpn);
+        if ring {
+            self.device.mailboxes[index].leave(|mail| mail.doorbells.push(qpn));
+        }
+        if self.device.config.callers_drive {
+            self.drive(index);
+        } else {
+            self.device.mailboxes[index].wake();
+        }
+    }
+
+    /// Steps an engine that nobody else is stepping, until it is idle or enough was done, and leaves the rest to its
+    /// thread.
+    fn drive(&self, index: usize) {
+        let mailbox = &self.device.mailboxes[index];
+        let Some(mut engine) = self.engines[index].try_lock() else {
+            mailbox.wake();
+            return;
+        };
+        for _ in 0..STEPS_OF_A_CALLER {
+            match engine.step(self.now()) {
+                Step::Worked => {}
+                Step::Blocked => break,
+                Step::Idle { wake_at } => {
+                    drop(engine);
+                    if mailbox.has_mail() {
+                        mailbox.wake();
+                    } else if let Some(time) = wake_at {
+                        mailbox.wake_for(time.0);
+                    }
+                    return;
+                }
+            }
+        }
+        drop(engine);
+        mailbox.wake();
+    }
+
+    fn index(&self, qpn: Qpn) -> usize {
+        qpn.0 as usize % self.engines.len()
+    }
+
+    pub(super) fn engine_at(&self, index: usize) -> &Mutex<Engine> {
+        &self.engines[index]
+    }
+
+    fn engine(&self, qpn: Qpn) -> &Mutex<Engine> {
+        &self.engines[self.index(qpn)]
+    }
+
+    pub(super) fn has_threads(&self) -> bool {
+        self.threads.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Hca {
+    fn drop(&mut self) {
+        self.device.link.detach();
+    }
+}
+
+impl std::fmt::Debug for Hca {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hca")
+            .field("gid", &self.device.gid)
+            .field("engines", &self.engines.len())
+            .field("live", &self.live_objects())
+            .finish_non_exhaustive()
+    }
+}

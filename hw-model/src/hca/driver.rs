@@ -1,0 +1,114 @@
+//! Threads around the engines: thin loops that step, spin for a moment, and sleep.
+
+use super::device::Hca;
+use super::engine::Step;
+use super::time::Time;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crossbeam::sync::Parker;
+use std::io;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Steps that a thread does before it lets others at its engine.
+const STEPS_A_TURN: usize = 16;
+/// Looks at the mailbox before going to sleep: a microsecond or two.
+const SPINS: usize = 200;
+/// How soon a thread that found the epoch closed tries again.
+const CLOSED_NAP: Duration = Duration::from_micros(20);
+
+/// The engine threads of one device. Dropping this stops and joins them; the device works on, driven by its callers.
+pub struct EngineThreads {
+    hca: Arc<Hca>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Parker>>,
+}
+
+impl Hca {
+    /// Starts one thread an engine, unless they run already (then there is nothing in the handle).
+    ///
+    /// # Errors
+    /// What the operating system says if it gives no thread; none is left running then.
+    pub fn spawn_engines(self: &Arc<Self>) -> io::Result<EngineThreads> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let parkers = std::mem::take(&mut *self.parkers.lock());
+        let mut running = EngineThreads { hca: Arc::clone(self), stop, threads: Vec::new() };
+        for (index, parker) in parkers.into_iter().enumerate() {
+            let (hca, stop) = (Arc::clone(self), Arc::clone(&running.stop));
+            let body = move || {
+                run(&hca, index, &parker, &stop);
+                parker
+            };
+            let thread = std::thread::Builder::new().name(format!("hca-engine-{index}")).spawn(body)?;
+            self.threads.fetch_add(1, Ordering::Relaxed);
+            running.threads.push(thread);
+        }
+        Ok(running)
+    }
+}
+
+fn run(hca: &Hca, index: usize, parker: &Parker, stop: &AtomicBool) {
+    let mailbox = &hca.device.mailboxes[index];
+    while !stop.load(Ordering::Acquire) {
+        match turn(hca, index) {
+            Step::Worked => {}
+            Step::Blocked => std::thread::sleep(CLOSED_NAP),
+            Step::Idle { wake_at } => {
+                if (0..SPINS).any(|_| {
+                    std::hint::spin_loop();
+                    mailbox.has_mail()
+                }) {
+                    continue;
+                }
+                mailbox.going_to_sleep(wake_at.map_or(u64::MAX, |time| time.0));
+                // Looked at after the announcement: what is left from now on wakes this thread.
+                if !mailbox.has_mail() && !stop.load(Ordering::Acquire) {
+                    match wake_at {
+                        None => parker.park(),
+                        Some(Time(at)) => {
+                            parker.park_timeout(Duration::from_nanos(at.saturating_sub(hca.now().0)));
+                        }
+                    }
+                }
+                mailbox.awake();
+            }
+        }
+    }
+}
+
+fn turn(hca: &Hca, index: usize) -> Step {
+    let mut engine = hca.engine_at(index).lock();
+    let mut step = Step::Worked;
+    for _ in 0..STEPS_A_TURN {
+        step = engine.step(hca.now());
+        if step != Step::Worked {
+            break;
+        }
+    }
+    step
+}
+
+impl Drop for EngineThreads {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for mailbox in self.hca.device.mailboxes.iter() {
+            mailbox.stop();
+        }
+        let mut parkers = Vec::new();
+        for thread in self.threads.drain(..) {
+            self.hca.threads.fetch_sub(1, Ordering::Relaxed);
+            match thread.join() {
+                Ok(parker) => parkers.push(parker),
+                // The engine panicked and said so; it stays without a thread.
+                Err(_) => tracing::error!("an engine thread panicked"),
+            }
+        }
+        self.hca.parkers.lock().extend(parkers);
+    }
+}
+
+impl std::fmt::Debug for EngineThreads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineThreads").field("threads", &self.threads.len()).finish_non_exhaustive()
+    }
+}

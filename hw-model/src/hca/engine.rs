@@ -1,0 +1,353 @@
+//! An engine: serves its queue pairs and moves their bytes. Sans-IO: it is stepped, and told the time.
+//!
+//! The rule of the burst: between [`Slot::begin`] and [`Slot::end`] nothing is allocated, freed, locked or logged. An
+//! invalidation waits for the burst, the thread that unmaps memory waits for the invalidation, and that thread may hold
+//! any lock of the process, the allocator's too. Buffers are taken before, packets sent and completions written after.
+
+use super::config::HcaConfig;
+use super::device::Device;
+use super::mailbox::Mail;
+use super::pd::Pd;
+use super::qp::{Context, Core, Dma, IllegalTransition, Next, Transition};
+use super::time::Time;
+use super::translate::{Piece, Span, span_capacity, transfer, translate};
+use crate::bus::Slot;
+use crate::sync::Arc;
+use crate::wire::{Packet, Qpn};
+use hashbrown::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Something was done; there may be more.
+    Worked,
+    /// There is work, but the DMA epoch is closed. Nothing is lost; try again soon.
+    Blocked,
+    /// There is nothing to do until something is left in the mailbox, or until `wake_at`.
+    Idle {
+        /// The earliest deadline.
+        wake_at: Option<Time>,
+    },
+}
+
+/// Packets taken from the link for one turn of a queue pair.
+const ARRIVALS_A_TURN: usize = 8;
+/// Packets that a queue pair may send in its turn.
+const PACKETS_A_TURN: usize = 8;
+/// Turns in a step.
+const TURNS_A_STEP: usize = 8;
+
+/// One engine of an HCA.
+pub(super) struct Engine {
+    device: Arc<Device>,
+    index: usize,
+    slot: Slot,
+    qps: HashMap<Qpn, Box<Core>>,
+    mail: Mail,
+    arrived: VecDeque<Packet>,
+    ready: VecDeque<Qpn>,
+    timers: BinaryHeap<Reverse<(Time, Qpn)>>,
+    /// Where the bytes of the pending burst are, as the queue pair names them and on the bus. Never grow in a burst.
+    pieces: Vec<Piece>,
+    spans: Vec<Span>,
+    pending: Option<Pending>,
+}
+
+/// A burst that is not over.
+struct Pending {
+    qpn: Qpn,
+    incarnation: u64,
+    pd: Pd,
+    dma: Dma,
+    /// The slot is busy and the spans are filled.
+    translated: bool,
+}
+
+/// How far [`Engine::burst`] came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Burst {
+    Over {
+        bytes: usize,
+    },
+    /// In micro-steps: translated, not moved.
+    Halfway,
+    Closed,
+}
+
+impl Engine {
+    pub(super) fn new(device: Arc<Device>, index: usize, slot: Slot) -> Self {
+        let config: &HcaConfig = &device.config;
+        let sges = config.limits.sges as usize;
+        let spans = span_capacity(config.path_mtu.bytes() as usize, sges);
+        Self {
+            index,
+            slot,
+            qps: HashMap::new(),
+            mail: Mail::default(),
+            arrived: VecDeque::new(),
+            ready: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            pieces: Vec::with_capacity(sges),
+            spans: Vec::with_capacity(spans),
+            pending: None,
+            device,
+        }
+    }
+
+    /// Does a bounded amount of work.
+    pub(super) fn step(&mut self, now: Time) -> Step {
+        let device = Arc::clone(&self.device);
+        device.counters[self.index].steps.add(1);
+        let micro = device.config.micro_steps;
+        if self.pending.is_some() {
+            return match self.burst(now) {
+                Burst::Closed => Step::Blocked,
+                Burst::Over { .. } | Burst::Halfway => Step::Worked,
+            };
+        }
+        let mut worked = self.collect(now);
+        worked |= self.fire_timers(now);
+        let mut budget = device.config.max_burst as usize;
+        for _ in 0..TURNS_A_STEP {
+            let (arrivals, packets) = if micro { (1, 1) } else { (ARRIVALS_A_TURN, PACKETS_A_TURN) };
+            let mut turned = false;
+            for _ in 0..arrivals {
+                let Some(packet) = self.arrived.pop_front() else { break };
+                turned = true;
+                let qpn = packet.destination_qp;
+                let next = self.with(qpn, now, |core, context| core.receive(packet, context));
+                if next.is_none() {
+                    device.counters[self.index].packets_dropped.add(1);
+                }
+                match self.carry_out(qpn, next, now) {
+                    Some(Burst::Over { bytes }) => budget = budget.saturating_sub(bytes),
+                    Some(Burst::Halfway) => return Step::Worked,
+                    Some(Burst::Closed) => return Step::Blocked,
+                    None => {}
+                }
+                if micro || budget == 0 {
+                    return Step::Worked;
+                }
+            }
+            if let Some(qpn) = self.ready.pop_front() {
+                turned = true;
+                match self.serve(qpn, packets, &mut budget, now) {
+                    Burst::Over { .. } => {}
+                    Burst::Halfway => return Step::Worked,
+                    Burst::Closed => return Step::Blocked,
+                }
+                if micro || budget == 0 {
+                    return Step::Worked;
+                }
+            }
+            worked |= turned;
+            // What was sent to this very engine is answered while it is in the cache.
+            if !self.collect(now) && !turned {
+                break;
+            }
+            worked = true;
+        }
+        if worked { Step::Worked } else { Step::Idle { wake_at: self.wake_at() } }
+    }
+
+    fn wake_at(&self) -> Option<Time> {
+        self.timers.peek().map(|Reverse((time, _))| *time)
+    }
+
+    /// Takes what others have left. True if there was something.
+    fn collect(&mut self, now: Time) -> bool {
+        let mut mail = std::mem::take(&mut self.mail);
+        let some = self.device.mailboxes[self.index].collect(&mut mail);
+        if self.arrived.is_empty() {
+            std::mem::swap(&mut self.arrived, &mut mail.packets);
+        } else {
+            self.arrived.append(&mut mail.packets);
+        }
+        for qpn in mail.doorbells.drain(..) {
+            if let Some(core) = self.qps.get_mut(&qpn) {
+                core.shared.heard();
+                Self::enlist(&mut self.ready, qpn, core);
+            }
+        }
+        for (token, outcome) in mail.answers.drain(..) {
+            let mut waited = false;
+            self.with(token.qpn, now, |core, context| {
+                waited = core.answer(token, outcome, context);
+                Next::Again
+            });
+            if waited {
+                self.after(token.qpn);
+            } else {
+                self.device.counters[self.index].stale_answers.add(1);
+            }
+        }
+        self.mail = mail;
+        some
+    }
+
+    fn fire_timers(&mut self, now: Time) -> bool {
+        let mut fired = false;
+        while let Some(Reverse((time, qpn))) = self.timers.peek().copied() {
+            if time > now {
+                break;
+            }
+            self.timers.pop();
+            // An entry that was overtaken by an earlier one, or whose queue pair is gone, does nothing.
+            let counts = self.qps.get(&qpn).is_some_and(|core| core.timer == Some(time));
+            if counts {
+                fired = true;
+                self.with(qpn, now, |core, context| {
+                    core.timer = None;
+                    core.on_time(context);
+                    Next::Again
+                });
+                self.after(qpn);
+            }
+        }
+        fired
+    }
+
+    /// Gives a queue pair its turn.
+    fn serve(&mut self, qpn: Qpn, packets: usize, budget: &mut usize, now: Time) -> Burst {
+        if let Some(core) = self.qps.get_mut(&qpn) {
+            core.queued = false;
+        }
+        for _ in 0..packets {
+            let next = self.with(qpn, now, |core, context| core.next(context));
+            let nothing = matches!(next, None | Some(Next::Nothing));
+            match self.carry_out(qpn, next, now) {
+                Some(Burst::Over { bytes }) => *budget = budget.saturating_sub(bytes),
+                Some(other) => return other,
+                None => {}
+            }
+            if nothing {
+                return Burst::Over { bytes: 0 };
+            }
+            if *budget == 0 {
+                break;
+            }
+        }
+        Burst::Over { bytes: 0 }
+    }
+
+    /// Runs the protocol of one queue pair.
+    fn with(
+        &mut self,
+        qpn: Qpn,
+        now: Time,
+        run: impl FnOnce(&mut Core, &mut Context<'_>) -> Next,
+    ) -> Option<Next> {
+        let counters = &self.device.counters[self.index];
+        let core = self.qps.get_mut(&qpn)?;
+        let mut context = Context { now, device: &self.device, counters, pieces: &mut self.pieces };
+        Some(run(core, &mut context))
+    }
+
+    /// Does the DMA that a queue pair asked for, if any, and sees to its list and its timer. `None`: there was none.
+    fn carry_out(&mut self, qpn: Qpn, next: Option<Next>, now: Time) -> Option<Burst> {
+        let next = next?;
+        let nothing = matches!(next, Next::Nothing);
+        let Next::Dma(dma) = next else {
+            if nothing {
+                self.set_timer(qpn)
+            } else {
+                self.after(qpn)
+            }
+            return None;
+        };
+        let core = self.qps.get(&qpn)?;
+        let Core { incarnation, .. } = **core;
+        self.pending = Some(Pending { qpn, incarnation, pd: core.shared.pd, dma, translated: false });
+        Some(self.burst(now))
+    }
+
+    /// Goes on with the pending burst.
+    fn burst(&mut self, now: Time) -> Burst {
+        let device = Arc::clone(&self.device);
+        let Some(mut pending) = self.pending.take() else { return Burst::Over { bytes: 0 } };
+        let Dma { direction, need, .. } = pending.dma;
+        let mut result = Ok(());
+        if !pending.translated {
+            if self.slot.begin().is_err() {
+                device.counters[self.index].epoch_closed.add(1);
+                self.pending = Some(pending);
+                return Burst::Closed;
+            }
+            result = translate(&device.keys, (pending.pd, need), direction, &self.pieces, &mut self.spans);
+            if device.config.micro_steps && result.is_ok() {
+                pending.translated = true;
+                self.pending = Some(pending);
+                return Burst::Halfway;
+            }
+        }
+        if result.is_ok() {
+            result = transfer(&device.port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
+        }
+        self.slot.end();
+        let bytes = pending.dma.payload.len();
+        let qpn = pending.qpn;
+        // A queue pair that was reset, failed or destroyed meanwhile has nothing to do with this burst any more.
+        if self.qps.get(&qpn).is_some_and(|core| core.incarnation == pending.incarnation) {
+            self.with(qpn, now, |core, context| core.finish(pending.dma, result, context));
+        }
+        self.after(qpn);
+        Burst::Over { bytes }
+    }
+
+    /// A queue pair may want more: into the list with it.
+    fn after(&mut self, qpn: Qpn) {
+        if let Some(core) = self.qps.get_mut(&qpn) {
+            Self::enlist(&mut self.ready, qpn, core);
+            self.set_timer(qpn);
+        }
+    }
+
+    fn enlist(ready: &mut VecDeque<Qpn>, qpn: Qpn, core: &mut Core) {
+        if !core.queued {
+            core.queued = true;
+            ready.push_back(qpn);
+        }
+    }
+
+    /// One entry in the heap counts for a queue pair. A deadline that moved away is seen when the entry fires, so that
+    /// the heap is not touched for every packet.
+    fn set_timer(&mut self, qpn: Qpn) {
+        let Some(core) = self.qps.get_mut(&qpn) else { return };
+        if let Some(deadline) = core.deadline()
+            && core.timer.is_none_or(|timer| deadline < timer)
+        {
+            core.timer = Some(deadline);
+            self.timers.push(Reverse((deadline, qpn)));
+        }
+    }
+
+    pub(super) fn add(&mut self, qpn: Qpn, core: Core) {
+        self.qps.insert(qpn, Box::new(core));
+    }
+
+    pub(super) fn modify(
+        &mut self,
+        qpn: Qpn,
+        transition: &Transition,
+        now: Time,
+    ) -> Option<Result<(), IllegalTransition>> {
+        let mut result = None;
+        self.with(qpn, now, |core, context| {
+            result = Some(core.apply(transition, context));
+            Next::Again
+        });
+        self.after(qpn);
+        result
+    }
+
+    /// Ends all that the queue pair has, and forgets it.
+    pub(super) fn remove(&mut self, qpn: Qpn, now: Time) {
+        self.with(qpn, now, |core, context| {
+            core.enter_error(context);
+            Next::Nothing
+        });
+        self.qps.remove(&qpn);
+    }
+}

@@ -1,0 +1,161 @@
+//! The page-fault event queue: the HCA asks software for pages, software answers by token.
+//!
+//! A requester's queue pair waits for the answer. A responder does not: it has told its peer to ask again (RNR NAK), and
+//! the answer decides what the peer is told next. Either way one side of a queue pair has one event outstanding at most.
+
+use super::time::Time;
+use crate::addr::RegionAddr;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex};
+use crate::wire::{Key, Qpn};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Names one page-fault event in the answer to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FaultToken {
+    pub(super) qpn: Qpn,
+    pub(super) side: FaultKind,
+    pub(super) serial: u64,
+}
+
+/// Which side of a queue pair met the missing page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// The requester, in the local memory of one of its own work requests.
+    ByWorkRequest,
+    /// The responder, in memory that the peer named.
+    ByRemoteAccess,
+}
+
+/// What the HCA wants to do to the memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultAccess {
+    /// Read it.
+    Read,
+    /// Write it.
+    Write,
+}
+
+/// A page that the HCA needs and its page list does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFault {
+    /// For the answer.
+    pub token: FaultToken,
+    /// The queue pair.
+    pub qpn: Qpn,
+    /// The key of the region.
+    pub key: Key,
+    /// Which side of the queue pair.
+    pub kind: FaultKind,
+    /// The first byte that could not be reached.
+    pub address: RegionAddr,
+    /// Bytes from there to the end of the message in this region, so that all of it can be brought in at once.
+    pub length: u64,
+    /// What for.
+    pub access: FaultAccess,
+}
+
+/// What became of a page fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultOutcome {
+    /// The pages are in the list, or are worth another try.
+    Resolved,
+    /// There are no such pages, or not for this access: the request fails.
+    Failed,
+}
+
+/// The event queue of one HCA.
+pub struct FaultQueue {
+    events: Mutex<VecDeque<PageFault>>,
+    arrived: Condvar,
+    waiters: AtomicU32,
+    serial: AtomicU64,
+    depth: usize,
+}
+
+/// The queue has no room for another event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QueueFull;
+
+impl FaultQueue {
+    pub(super) fn new(depth: u32) -> Self {
+        let depth = depth as usize;
+        Self {
+            events: Mutex::new(VecDeque::with_capacity(depth)),
+            arrived: Condvar::new(),
+            waiters: AtomicU32::new(0),
+            serial: AtomicU64::new(0),
+            depth,
+        }
+    }
+
+    pub(super) fn post(&self, mut fault: PageFault) -> Result<FaultToken, QueueFull> {
+        let mut events = self.events.lock();
+        if events.len() >= self.depth {
+            return Err(QueueFull);
+        }
+        fault.token.serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        events.push_back(fault);
+        drop(events);
+        if self.waiters.load(Ordering::SeqCst) > 0 {
+            drop(self.events.lock());
+            self.arrived.notify_one();
+        }
+        Ok(fault.token)
+    }
+
+    /// The oldest event.
+    pub fn next(&self) -> Option<PageFault> {
+        self.events.lock().pop_front()
+    }
+
+    /// The oldest event; sleeps until there is one, `timeout` at most.
+    pub fn wait(&self, timeout: Duration) -> Option<PageFault> {
+        let end = Instant::now() + timeout;
+        let mut events = self.events.lock();
+        loop {
+            if let Some(fault) = events.pop_front() {
+                return Some(fault);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            self.waiters.fetch_add(1, Ordering::SeqCst);
+            // A post that did not see this waiter yet had the lock before, so its event is here now.
+            if events.is_empty() {
+                self.arrived.wait_for(&mut events, left);
+            }
+            self.waiters.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Wakes all who wait; they look again and go on waiting if their time is not over. For a handler that is told to
+    /// stop by other means, wait in slices.
+    pub fn len(&self) -> usize {
+        self.events.lock().len()
+    }
+
+    /// Whether no event waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl std::fmt::Debug for FaultQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FaultQueue").field("len", &self.len()).field("depth", &self.depth).finish()
+    }
+}
+
+/// What one side of a queue pair knows of its outstanding fault.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum FaultWait {
+    /// Software has the event.
+    Asked(FaultToken),
+    /// The queue was full; try again then.
+    Unasked { until: Time },
+    /// Software said no.
+    Denied,
+}

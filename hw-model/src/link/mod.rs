@@ -1,0 +1,55 @@
+//! How packets get from one HCA to another. One trait: in-process, and whatever wraps or replaces it.
+//!
+//! A link may lose, duplicate and reorder; the transport (`hca::qp`) makes up for it. A link never blocks the sender
+//! and never calls into an engine: it hands packets to the receiving HCA's [`Ingress`], which queues and wakes.
+
+mod faulty;
+mod loopback;
+
+pub use faulty::{FaultyLink, LossCounts, LossRates};
+pub use loopback::{Fabric, FabricPort};
+
+use crate::sync::Arc;
+use crate::wire::{Gid, Packet};
+
+/// One port of a link, owned by one HCA.
+pub trait Link: Send + Sync {
+    /// This port's address.
+    fn address(&self) -> Gid;
+
+    /// The largest payload a packet may have.
+    fn max_payload(&self) -> usize;
+
+    /// Who takes the packets that arrive here. Called once by the HCA that owns the port.
+    fn attach(&self, ingress: Arc<dyn Ingress>);
+
+    /// Nobody takes packets here any more: what arrives is dropped. Called when the HCA goes.
+    fn detach(&self);
+
+    /// Sends a packet to `packet.destination`. Best effort, never blocks.
+    fn send(&self, packet: Packet);
+}
+
+/// The receiving side of an HCA.
+pub trait Ingress: Send + Sync {
+    /// Queues a packet for the engine that serves its queue pair, and wakes that engine. Never blocks.
+    fn deliver(&self, packet: Packet);
+}
+
+impl<L: Link + ?Sized> Link for Arc<L> {
+    fn address(&self) -> Gid {
+        (**self).address()
+    }
+    fn max_payload(&self) -> usize {
+        (**self).max_payload()
+    }
+    fn attach(&self, ingress: Arc<dyn Ingress>) {
+        (**self).attach(ingress);
+    }
+    fn detach(&self) {
+        (**self).detach();
+    }
+    fn send(&self, packet: Packet) {
+        (**self).send(packet);
+    }
+}
