@@ -3,7 +3,8 @@
 use super::fault::{DmaAccess, FaultLog, IommuFault};
 use super::iotlb::{Iotlb, IotlbConfig, IotlbStats};
 use super::page_table::{
-    Leaf, LeafSize, MAX_GRANULE_SHIFT, MAX_WIDTH, MIN_GRANULE_SHIFT, MapError, PageTable, Prot, UnmapError,
+    Leaf, LeafCounts, LeafSize, MAX_GRANULE_SHIFT, MAX_WIDTH, MIN_GRANULE_SHIFT, MapError, PageTable, Prot,
+    UnmapError,
 };
 use crate::addr::{Iova, PAGE_SHIFT, PhysAddr};
 use crate::bus::DeviceId;
@@ -83,10 +84,10 @@ pub enum ConfigError {
 pub struct DomainStats {
     /// The IOTLB's own; zero without one.
     pub iotlb: IotlbStats,
-    /// Calls that mapped something.
-    pub maps: u64,
-    /// Calls that unmapped something.
-    pub unmaps: u64,
+    /// Entries written by mapping, by leaf size in the order of [`LeafSize::ALL`].
+    pub leaves_mapped: [u64; 3],
+    /// Entries taken down by unmapping, likewise.
+    pub leaves_unmapped: [u64; 3],
     /// Calls that broke the contract and were refused: double mapping, hole, part of a leaf, misaligned, too wide.
     pub violations: u64,
     /// DMAs that were stopped.
@@ -149,11 +150,10 @@ pub struct Domain {
     /// Sizes of leaves ever mapped, one bit each: what the IOTLB has to look for.
     sizes: AtomicU32,
     faults: FaultLog,
-    maps: AtomicU64,
-    unmaps: AtomicU64,
+    leaves_mapped: [AtomicU64; 3],
+    leaves_unmapped: [AtomicU64; 3],
     violations: AtomicU64,
     stale_hits: AtomicU64,
-    mapped_bytes: AtomicU64,
 }
 
 impl Domain {
@@ -180,11 +180,10 @@ impl Domain {
             config,
             sizes: AtomicU32::new(1 << LeafSize::Page as u32),
             faults: FaultLog::new(config.fault_log),
-            maps: AtomicU64::new(0),
-            unmaps: AtomicU64::new(0),
+            leaves_mapped: std::array::from_fn(|_| AtomicU64::new(0)),
+            leaves_unmapped: std::array::from_fn(|_| AtomicU64::new(0)),
             violations: AtomicU64::new(0),
             stale_hits: AtomicU64::new(0),
-            mapped_bytes: AtomicU64::new(0),
         }))
     }
 
@@ -245,18 +244,51 @@ impl Domain {
         largest: LeafSize,
     ) -> Result<(), MapError> {
         // What a failing call had mapped for a moment may be in the IOTLB.
-        let unwound = |done| self.invalidate(iova, done);
-        match self.table.map(iova, phys, len, prot, largest, unwound) {
-            Ok(sizes) => {
-                if self.sizes.load(Ordering::Relaxed) & sizes != sizes {
-                    self.sizes.fetch_or(sizes, Ordering::AcqRel);
-                }
-                self.maps.fetch_add(1, Ordering::Relaxed);
-                self.mapped_bytes.fetch_add(len, Ordering::Relaxed);
+        match self.table.map(iova, phys, len, prot, largest, |done| self.invalidate(iova, done)) {
+            Ok(counts) => {
+                self.note_sizes(counts);
+                count(&self.leaves_mapped, counts);
                 Ok(())
             }
-            Err(error @ MapError::OutOfMemory { .. }) => Err(error),
-            Err(error) => self.violated(error),
+            Err(error) => self.refused(error),
+        }
+    }
+
+    /// Maps one IO page for each address of `frames`, in order, at consecutive IOVAs: one walk a table instead of one a
+    /// page. As many [`Domain::map`] calls of one IO page otherwise.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing is mapped then.
+    pub fn map_scattered(
+        &self,
+        iova: Iova,
+        frames: impl IntoIterator<Item = PhysAddr>,
+        prot: Prot,
+    ) -> Result<(), MapError> {
+        match self.table.map_scattered(iova, frames, prot, |done| self.invalidate(iova, done)) {
+            Ok(pages) => {
+                count(&self.leaves_mapped, [pages, 0, 0]);
+                Ok(())
+            }
+            Err(error) => self.refused(error),
+        }
+    }
+
+    /// Lets the IOTLB know which sizes of leaves to look for.
+    #[inline]
+    fn note_sizes(&self, [_, large, huge]: LeafCounts) {
+        let sizes =
+            u32::from(large > 0) << LeafSize::Large as u32 | u32::from(huge > 0) << LeafSize::Huge as u32;
+        if self.sizes.load(Ordering::Relaxed) & sizes != sizes {
+            self.sizes.fetch_or(sizes, Ordering::AcqRel);
+        }
+    }
+
+    #[cold]
+    fn refused(&self, error: MapError) -> Result<(), MapError> {
+        match error {
+            MapError::OutOfMemory { .. } => Err(error),
+            _ => self.violated(error),
         }
     }
 
@@ -267,9 +299,8 @@ impl Domain {
     /// [`UnmapError`]; nothing was unmapped then.
     pub fn unmap(&self, iova: Iova, len: u64) -> Result<Gather, UnmapError> {
         match self.table.unmap(iova, len) {
-            Ok(()) => {
-                self.unmaps.fetch_add(1, Ordering::Relaxed);
-                self.mapped_bytes.fetch_sub(len, Ordering::Relaxed);
+            Ok(counts) => {
+                count(&self.leaves_unmapped, counts);
                 Ok(Gather { start: iova.0, len })
             }
             Err(error) => self.violated(error),
@@ -390,17 +421,37 @@ impl Domain {
     /// Counters as they are now.
     #[must_use]
     pub fn stats(&self) -> DomainStats {
+        // Unmapped first: what is mapped meanwhile makes the difference larger, never negative.
+        let leaves_unmapped = counts(&self.leaves_unmapped);
+        let leaves_mapped = counts(&self.leaves_mapped);
+        let bytes = |size: LeafSize| {
+            let live = leaves_mapped[size as usize] - leaves_unmapped[size as usize];
+            live << size.shift(self.config.granule_shift)
+        };
         DomainStats {
             iotlb: self.iotlb.as_ref().map(Iotlb::stats).unwrap_or_default(),
-            maps: self.maps.load(Ordering::Relaxed),
-            unmaps: self.unmaps.load(Ordering::Relaxed),
+            leaves_mapped,
+            leaves_unmapped,
             violations: self.violations.load(Ordering::Relaxed),
             faults: self.faults.total(),
             stale_hits: self.stale_hits.load(Ordering::Relaxed),
-            mapped_bytes: self.mapped_bytes.load(Ordering::Relaxed),
+            mapped_bytes: LeafSize::ALL.into_iter().map(bytes).sum(),
             tables: self.table.table_count(),
         }
     }
+}
+
+#[inline]
+fn count(counters: &[AtomicU64; 3], counts: LeafCounts) {
+    for (counter, count) in counters.iter().zip(counts) {
+        if count > 0 {
+            counter.fetch_add(count, Ordering::Release);
+        }
+    }
+}
+
+fn counts(counters: &[AtomicU64; 3]) -> LeafCounts {
+    std::array::from_fn(|size| counters[size].load(Ordering::Acquire))
 }
 
 /// Why `leaf` does not allow `access`.

@@ -222,6 +222,9 @@ impl Middle {
     }
 }
 
+/// Leaves by size, in the order of [`LeafSize::ALL`].
+pub(super) type LeafCounts = [u64; LeafSize::ALL.len()];
+
 /// A stretch of words of one leaf size that an operation covers.
 struct Stretch<'a> {
     size: LeafSize,
@@ -318,8 +321,9 @@ impl PageTable {
         slot.get().map(|middle| (upper, middle.as_ref())).ok_or(MapError::OutOfMemory { iova })
     }
 
-    /// Maps the range with the largest leaves, up to `largest`, that alignment and length allow. Gives the sizes used,
-    /// one bit each. On an error, `unwound` is called with the part that had been visible for a moment.
+    /// Maps the range with the largest leaves, up to `largest`, that alignment and length allow. Gives the leaves used. On
+    /// an error, `unwound` is called with the part that had been visible for a moment.
+    #[inline]
     pub(super) fn map(
         &self,
         iova: Iova,
@@ -328,36 +332,70 @@ impl PageTable {
         prot: Prot,
         largest: LeafSize,
         unwound: impl FnOnce(u64),
-    ) -> Result<u32, MapError> {
+    ) -> Result<LeafCounts, MapError> {
         self.check_map(iova, phys, len, prot)?;
+        if len == self.bytes(LeafSize::Page) {
+            let words = self.words_for(iova, LeafSize::Page)?;
+            let word = &words[self.index(iova.0, LeafSize::Page)];
+            self.install(word, phys.0 | prot.bits(), iova, LeafSize::Page)?;
+            return Ok([1, 0, 0]);
+        }
+        let mut counts = LeafCounts::default();
         let mut done = 0;
-        let mut sizes = 0;
         while done < len {
             let (at, to) = (iova.offset(done), phys.offset(done));
             let size = self.choose(at, to, len - done, largest);
-            let first = self.index(at.0, size);
-            let count =
-                ((len - done) >> size.shift(self.granule_shift)).min((FANOUT - first) as u64) as usize;
-            let step = self.bytes(size);
-            let (installed, outcome) = match self.words_for(at, size) {
-                Ok(words) => self.install(&words[first..first + count], at, to, prot, size),
-                Err(error) => (0, Err(error)),
-            };
-            done += installed as u64 * step;
-            sizes |= 1 << size as u32;
-            if let Err(error) = outcome {
-                if done > 0 {
-                    let undone = self.visit(iova, done, |stretch| {
-                        Self::clear(&stretch);
-                        Ok(())
-                    });
-                    debug_assert!(undone.is_ok(), "what this call mapped was there to unmap");
-                    unwound(done);
-                }
+            let installed = self.install_run(at, to, len - done, prot, size, &mut done);
+            if let Err(error) = installed {
+                self.unwind(iova, done, unwound);
                 return Err(error);
             }
+            counts[size as usize] += (iova.0 + done - at.0) >> size.shift(self.granule_shift);
         }
-        Ok(sizes)
+        Ok(counts)
+    }
+
+    /// Maps one IO page for each address of `frames`, at consecutive IOVAs. Gives the number mapped. Errors as
+    /// [`PageTable::map`].
+    pub(super) fn map_scattered(
+        &self,
+        iova: Iova,
+        frames: impl IntoIterator<Item = PhysAddr>,
+        prot: Prot,
+        unwound: impl FnOnce(u64),
+    ) -> Result<u64, MapError> {
+        let page = self.bytes(LeafSize::Page);
+        let mut words: &[AtomicU64] = &[];
+        let mut done = 0;
+        for phys in frames {
+            let at = iova.offset(done);
+            let index = self.index(at.0, LeafSize::Page);
+            let installed = self.check_map(at, phys, page, prot).and_then(|()| {
+                if done == 0 || index == 0 {
+                    words = self.words_for(at, LeafSize::Page)?;
+                }
+                self.install(&words[index], phys.0 | prot.bits(), at, LeafSize::Page)
+            });
+            if let Err(error) = installed {
+                self.unwind(iova, done, unwound);
+                return Err(error);
+            }
+            done += page;
+        }
+        Ok(done >> self.granule_shift)
+    }
+
+    #[cold]
+    fn unwind(&self, iova: Iova, done: u64, unwound: impl FnOnce(u64)) {
+        if done == 0 {
+            return;
+        }
+        let undone = self.visit(iova, done, |stretch| {
+            Self::clear(&stretch);
+            Ok(())
+        });
+        debug_assert!(undone.is_ok(), "what this call mapped was there to unmap");
+        unwound(done);
     }
 
     fn check_map(&self, iova: Iova, phys: PhysAddr, len: u64, prot: Prot) -> Result<(), MapError> {
@@ -394,6 +432,7 @@ impl PageTable {
     }
 
     /// The words of the table that holds leaves of `size` at `iova`, made reachable for a walk.
+    #[inline]
     fn words_for(&self, iova: Iova, size: LeafSize) -> Result<&[AtomicU64], MapError> {
         if size == LeafSize::Huge {
             return Ok(&self.upper(iova)?.words);
@@ -409,6 +448,7 @@ impl PageTable {
     }
 
     /// Makes `word` lead to the table below it.
+    #[inline]
     fn enter(&self, word: &AtomicU64, iova: Iova, size: LeafSize) -> Result<(), MapError> {
         let mut now = word.load(Ordering::Acquire);
         loop {
@@ -429,36 +469,44 @@ impl PageTable {
         }
     }
 
-    /// Puts leaves in `words`; gives how many it put before it met a live one.
-    fn install(
+    /// Puts leaves of one size at `iova`, up to the end of their table or of `len`. Adds what it mapped to `done`, also
+    /// when it stops at a live leaf.
+    fn install_run(
         &self,
-        words: &[AtomicU64],
         iova: Iova,
         phys: PhysAddr,
+        len: u64,
         prot: Prot,
         size: LeafSize,
-    ) -> (usize, Result<(), MapError>) {
+        done: &mut u64,
+    ) -> Result<(), MapError> {
+        let words = self.words_for(iova, size)?;
+        let first = self.index(iova.0, size);
+        let count = (len >> size.shift(self.granule_shift)).min((FANOUT - first) as u64) as usize;
         let step = self.bytes(size);
-        let mut target = phys;
-        for (done, word) in words.iter().enumerate() {
-            let new = target.0 | prot.bits();
-            let mut now = word.load(Ordering::Relaxed);
-            loop {
-                if now & (LIVE | TABLE) != 0 {
-                    let at = iova.offset(done as u64 * step);
-                    if let Err(error) = self.check_vacant(Leaf { word: now, size }, at) {
-                        return (done, Err(error));
-                    }
-                }
-                // Exchanged rather than stored: two callers who map one IOVA at once are told, not both believed.
-                match word.compare_exchange(now, new, Ordering::Release, Ordering::Relaxed) {
-                    Ok(_) => break,
-                    Err(other) => now = other,
-                }
-            }
-            target = target.offset(step);
+        let (mut at, mut target) = (iova, phys);
+        for word in &words[first..first + count] {
+            self.install(word, target.0 | prot.bits(), at, size)?;
+            (at, target) = (at.offset(step), target.offset(step));
+            *done += step;
         }
-        (words.len(), Ok(()))
+        Ok(())
+    }
+
+    /// Puts one leaf in its word.
+    #[inline]
+    fn install(&self, word: &AtomicU64, new: u64, iova: Iova, size: LeafSize) -> Result<(), MapError> {
+        let mut now = word.load(Ordering::Relaxed);
+        loop {
+            if now & (LIVE | TABLE) != 0 {
+                self.check_vacant(Leaf { word: now, size }, iova)?;
+            }
+            // Exchanged rather than stored: of two callers who map one IOVA at once, one is told.
+            match word.compare_exchange(now, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(other) => now = other,
+            }
+        }
     }
 
     /// Whether a leaf may take the place of this word: it is no live leaf, and nothing is mapped below it.
@@ -467,33 +515,34 @@ impl PageTable {
         if leaf.word & TABLE == 0 {
             return Err(MapError::AlreadyMapped { iova, existing: leaf.base() });
         }
-        let live = |words: &[AtomicU64], at: Iova, size: LeafSize| {
-            for (index, word) in words.iter().enumerate() {
-                let leaf = Leaf { word: word.load(Ordering::Acquire), size };
-                if leaf.is_live() {
-                    let iova = at.offset(index as u64 * self.bytes(size));
-                    return Err(MapError::AlreadyMapped { iova, existing: leaf.base() });
-                }
-            }
-            Ok(())
-        };
         let (upper, middle) = self.middle(iova)?;
         if leaf.size == LeafSize::Large {
-            return live(middle.table(self.index(iova.0, LeafSize::Large)), iova, LeafSize::Page);
+            return self.check_empty(middle.table(self.index(iova.0, LeafSize::Large)), iova, LeafSize::Page);
         }
         let Some(middle) = upper.below[self.index(iova.0, LeafSize::Huge)].get() else { return Ok(()) };
-        live(&middle.words, iova, LeafSize::Large)?;
         for (index, word) in middle.words.iter().enumerate() {
+            let at = iova.offset(index as u64 * self.bytes(LeafSize::Large));
+            self.check_empty(std::slice::from_ref(word), at, LeafSize::Large)?;
             if word.load(Ordering::Acquire) & TABLE != 0 {
-                let at = iova.offset(index as u64 * self.bytes(LeafSize::Large));
-                live(middle.table(index), at, LeafSize::Page)?;
+                self.check_empty(middle.table(index), at, LeafSize::Page)?;
             }
         }
         Ok(())
     }
 
-    /// Unmaps the range, which must consist of whole live leaves.
-    pub(super) fn unmap(&self, iova: Iova, len: u64) -> Result<(), UnmapError> {
+    fn check_empty(&self, words: &[AtomicU64], iova: Iova, size: LeafSize) -> Result<(), MapError> {
+        for (index, word) in words.iter().enumerate() {
+            let leaf = Leaf { word: word.load(Ordering::Acquire), size };
+            if leaf.is_live() {
+                let iova = iova.offset(index as u64 * self.bytes(size));
+                return Err(MapError::AlreadyMapped { iova, existing: leaf.base() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Unmaps the range, which must consist of whole live leaves. Gives how many of each size.
+    pub(super) fn unmap(&self, iova: Iova, len: u64) -> Result<LeafCounts, UnmapError> {
         let granule = self.bytes(LeafSize::Page);
         if len == 0 || (iova.0 | len) & (granule - 1) != 0 {
             return Err(UnmapError::Misaligned { iova, len, granule });
@@ -502,12 +551,14 @@ impl PageTable {
             return Err(UnmapError::BeyondWidth { iova, len, width: self.width });
         }
         self.visit(iova, len, |stretch| self.check_live(&stretch))?;
+        let mut counts = LeafCounts::default();
         self.visit(iova, len, |stretch| {
             Self::clear(&stretch);
+            counts[stretch.size as usize] += stretch.words.len() as u64;
             Ok(())
         })?;
         self.forget_empty_upper(iova, len);
-        Ok(())
+        Ok(counts)
     }
 
     fn check_live(&self, stretch: &Stretch<'_>) -> Result<(), UnmapError> {
