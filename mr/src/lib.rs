@@ -1,1 +1,3 @@
 //! Regions over any pages.
+
+pub mod dma;

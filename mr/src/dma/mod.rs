@@ -1,0 +1,3 @@
+//! The DMA layer: where mappings lie.
+
+pub mod iova;
