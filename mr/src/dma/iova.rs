@@ -7,7 +7,8 @@
 //!
 //! The space is two zones that never mix, below and above 4 GiB, because devices with 32-bit masks live on the first and
 //! addresses there are tried first (`iommu_dma_alloc_iova` in drivers/iommu/dma-iommu.c). Where the fast way finds nothing
-//! (an alignment or a limit that only some holes meet) all holes are searched, so that "exhausted" is never a guess.
+//! in either (an alignment or a limit that only some holes meet) all holes are searched, so that "exhausted" is never a
+//! guess.
 
 use holes::{Holes, NodeId, Want};
 use hw_model::addr::Iova;
@@ -36,7 +37,8 @@ pub struct IovaRequest {
     pub phase: u64,
     /// The last address that may be part of the range: a DMA mask.
     pub last: Iova,
-    /// Whether to look below 4 GiB first. Devices do best with short addresses; large regions had better leave them.
+    /// Whether to look below 4 GiB first. Devices do best with short addresses; large regions had better leave them. The
+    /// other side is taken rather than searching all holes of this one.
     pub low_first: bool,
 }
 
@@ -266,16 +268,17 @@ impl IovaAllocator {
         if self.holes.node_count() + 2 > MAX_NODES {
             return Err(IovaError::TooMany { most: MAX_NODES });
         }
-        let order = if low_first { [0, 1] } else { [1, 0] };
-        for zone in order {
-            if let Some(node) = self.holes.take(zone, want, &mut self.full_searches) {
-                let (start, len) = (Iova(self.holes.start(node) << granule_shift), pages << granule_shift);
-                self.live_bytes += len;
-                self.live_ranges += 1;
-                return Ok(IovaRange::new(start, len, node));
-            }
+        let zones = if low_first { [0, 1] } else { [1, 0] };
+        let mut node = zones.into_iter().find_map(|zone| self.holes.take(zone, want));
+        if node.is_none() {
+            self.full_searches += 1;
+            node = zones.into_iter().find_map(|zone| self.holes.search(zone, want));
         }
-        Err(self.exhausted(pages << granule_shift, align, last, limit))
+        let Some(node) = node else { return Err(self.exhausted(pages << granule_shift, align, last, limit)) };
+        let (start, len) = (Iova(self.holes.start(node) << granule_shift), pages << granule_shift);
+        self.live_bytes += len;
+        self.live_ranges += 1;
+        Ok(IovaRange::new(start, len, node))
     }
 
     #[cold]

@@ -25,26 +25,53 @@ pub(super) struct Want {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 enum State {
     /// The node stands for nothing and waits in the list of such.
-    Unused,
-    Free,
-    Live,
-    Reserved,
+    Unused = 0,
+    Free = 1,
+    Live = 2,
+    Reserved = 3,
 }
 
+/// 32 bytes, two to a cache line: freeing touches a node and its neighbours, and that is what it costs.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 struct Node {
     start: u64,
-    pages: u64,
+    /// Pages, and above [`STATE_SHIFT`] the state.
+    extent: u64,
     /// Neighbours in address order, within the zone.
     below: NodeId,
     above: NodeId,
     /// Neighbours in the list of the class; of unused nodes, `next` alone.
     previous: NodeId,
     next: NodeId,
-    zone: u8,
-    state: State,
+}
+
+const STATE_SHIFT: u32 = 62;
+
+impl Node {
+    fn new(start: u64, pages: u64) -> Self {
+        let mut node = Self { start, extent: pages, below: NIL, above: NIL, previous: NIL, next: NIL };
+        node.set_state(State::Live);
+        node
+    }
+    fn pages(&self) -> u64 {
+        self.extent & ((1 << STATE_SHIFT) - 1)
+    }
+    fn end(&self) -> u64 {
+        self.start + self.pages()
+    }
+    fn set_pages(&mut self, pages: u64) {
+        self.extent = pages | (self.extent >> STATE_SHIFT << STATE_SHIFT);
+    }
+    fn is(&self, state: State) -> bool {
+        self.extent >> STATE_SHIFT == state as u64
+    }
+    fn set_state(&mut self, state: State) {
+        self.extent = self.pages() | (state as u64) << STATE_SHIFT;
+    }
 }
 
 /// Holes of one zone by class.
@@ -62,6 +89,8 @@ pub(super) struct Holes {
     nodes: Vec<Node>,
     unused: NodeId,
     zones: [Index; 2],
+    /// First page of the second zone.
+    boundary: u64,
 }
 
 /// The class whose range of sizes holds `pages`.
@@ -107,10 +136,15 @@ impl Index {
 impl Holes {
     /// Zones of pages `start..end`, all free. The second may be empty.
     pub(super) fn new(zones: [(u64, u64); 2]) -> Self {
-        let mut holes = Self { nodes: Vec::new(), unused: NIL, zones: [Index::new(), Index::new()] };
+        let mut holes = Self {
+            nodes: Vec::new(),
+            unused: NIL,
+            zones: [Index::new(), Index::new()],
+            boundary: zones[1].0,
+        };
         for (zone, (start, end)) in zones.into_iter().enumerate() {
             if start < end {
-                let node = holes.node(start, end - start, zone as u8);
+                let node = holes.node(start, end - start);
                 holes.zones[zone].first = node;
                 holes.file(node);
             }
@@ -122,9 +156,12 @@ impl Holes {
         self.nodes[node as usize].start
     }
 
-    fn node(&mut self, start: u64, pages: u64, zone: u8) -> NodeId {
-        let fresh =
-            Node { start, pages, below: NIL, above: NIL, previous: NIL, next: NIL, zone, state: State::Live };
+    fn zone(&self, page: u64) -> usize {
+        usize::from(page >= self.boundary)
+    }
+
+    fn node(&mut self, start: u64, pages: u64) -> NodeId {
+        let fresh = Node::new(start, pages);
         if self.unused == NIL {
             self.nodes.push(fresh);
             return NodeId::try_from(self.nodes.len() - 1).expect("fewer than 2^32 ranges");
@@ -138,16 +175,17 @@ impl Holes {
     fn forget(&mut self, node: NodeId) {
         let unused = self.unused;
         let slot = &mut self.nodes[node as usize];
-        slot.state = State::Unused;
+        slot.set_state(State::Unused);
         slot.next = unused;
         self.unused = node;
     }
 
     /// Puts a node in the list of its class.
     fn file(&mut self, node: NodeId) {
-        let Node { pages, zone, .. } = self.nodes[node as usize];
-        let (octave, sub) = class_of(pages);
-        let index = &mut self.zones[zone as usize];
+        let filed = self.nodes[node as usize];
+        let (octave, sub) = class_of(filed.pages());
+        let zone = self.zone(filed.start);
+        let index = &mut self.zones[zone];
         let head = std::mem::replace(&mut index.heads[octave][sub], node);
         index.subs[octave] |= 1 << sub;
         index.octaves |= 1 << octave;
@@ -155,14 +193,15 @@ impl Holes {
             self.nodes[head as usize].previous = node;
         }
         let slot = &mut self.nodes[node as usize];
-        slot.state = State::Free;
+        slot.set_state(State::Free);
         slot.previous = NIL;
         slot.next = head;
     }
 
     /// Takes a free node out of the list of its class.
     fn unfile(&mut self, node: NodeId) {
-        let Node { pages, zone, previous, next, .. } = self.nodes[node as usize];
+        let filed = self.nodes[node as usize];
+        let Node { previous, next, .. } = filed;
         if next != NIL {
             self.nodes[next as usize].previous = previous;
         }
@@ -170,8 +209,9 @@ impl Holes {
             self.nodes[previous as usize].next = next;
             return;
         }
-        let (octave, sub) = class_of(pages);
-        let index = &mut self.zones[zone as usize];
+        let (octave, sub) = class_of(filed.pages());
+        let zone = self.zone(filed.start);
+        let index = &mut self.zones[zone];
         index.heads[octave][sub] = next;
         if next == NIL {
             index.subs[octave] &= !(1 << sub);
@@ -193,64 +233,65 @@ impl Holes {
         // The lowest page from the hole's start on that is `phase` more than a multiple.
         let start = hole.start.checked_add(phase.wrapping_sub(hole.start) & (align - 1))?;
         let end = start.checked_add(pages)?;
-        (end <= hole.start + hole.pages && end <= limit).then_some(start)
+        (end <= hole.end() && end <= limit).then_some(start)
     }
 
-    /// Makes a live node.
-    pub(super) fn take(&mut self, zone: usize, want: Want, full_searches: &mut u64) -> Option<NodeId> {
-        let Want { pages, align, limit, .. } = want;
+    /// Makes a live node in bounded time. `None` is not yet exhaustion: see [`Holes::search`].
+    pub(super) fn take(&mut self, zone: usize, want: Want) -> Option<NodeId> {
         let index = &self.zones[zone];
         // A hole of about that size first: it was such a range, it fits, and large holes stay whole.
-        let (octave, sub) = class_of(pages);
+        let (octave, sub) = class_of(want.pages);
         let same = index.heads.get(octave).map_or(NIL, |heads| heads[sub]);
-        let mut found = None;
-        if same != NIL {
-            found = self.fit(same, want).map(|start| (same, start));
-        }
-        if found.is_none() {
-            let sure = index.first_from(class_for(pages.saturating_add(align - 1)));
-            if sure != NIL {
-                found = self.fit(sure, want).map(|start| (sure, start));
-            }
-        }
-        if found.is_none() && index.first != NIL {
-            *full_searches += 1;
-            found = self
-                .nodes_of(zone)
-                .filter(|node| self.nodes[*node as usize].state == State::Free)
-                .take_while(|node| self.start(*node) < limit)
-                .find_map(|node| self.fit(node, want).map(|start| (node, start)));
-        }
-        let (hole, start) = found?;
+        let sure = || index.first_from(class_for(want.pages.saturating_add(want.align - 1)));
+        let fit = |hole| if hole == NIL { None } else { self.fit(hole, want).map(|start| (hole, start)) };
+        let (hole, start) = fit(same).or_else(|| fit(sure()))?;
+        Some(self.occupy(hole, start, want.pages))
+    }
+
+    /// Makes a live node in the lowest hole that fits, looking at every hole.
+    pub(super) fn search(&mut self, zone: usize, want: Want) -> Option<NodeId> {
+        let (hole, start) = self
+            .nodes_of(zone)
+            .take_while(|node| self.start(*node) < want.limit)
+            .filter(|node| self.nodes[*node as usize].is(State::Free))
+            .find_map(|node| self.fit(node, want).map(|start| (node, start)))?;
+        Some(self.occupy(hole, start, want.pages))
+    }
+
+    fn occupy(&mut self, hole: NodeId, start: u64, pages: u64) -> NodeId {
         self.unfile(hole);
-        Some(self.carve(hole, start, pages, State::Live))
+        self.carve(hole, start, pages, State::Live)
     }
 
     /// Cuts `start..start + pages` out of a node that is in no list, files the rest as holes, and gives the cut node.
     fn carve(&mut self, node: NodeId, start: u64, pages: u64, state: State) -> NodeId {
-        let Node { start: first, pages: all, below, above, zone, .. } = self.nodes[node as usize];
-        let end = first + all;
-        if first < start {
-            let front = self.node(first, start - first, zone);
-            self.link(below, front, zone);
-            self.link(front, node, zone);
+        let hole = self.nodes[node as usize];
+        if hole.start < start {
+            let front = self.node(hole.start, start - hole.start);
+            self.link(hole.below, front, start);
+            self.link(front, node, start);
             self.file(front);
         }
-        if start + pages < end {
-            let back = self.node(start + pages, end - start - pages, zone);
-            self.link(back, above, zone);
-            self.link(node, back, zone);
+        if start + pages < hole.end() {
+            let back = self.node(start + pages, hole.end() - start - pages);
+            self.link(back, hole.above, start);
+            self.link(node, back, start);
             self.file(back);
         }
         let slot = &mut self.nodes[node as usize];
-        (slot.start, slot.pages, slot.state) = (start, pages, state);
+        slot.start = start;
+        slot.set_pages(pages);
+        slot.set_state(state);
         node
     }
 
-    /// Makes two nodes neighbours; one may be the edge of the zone.
-    fn link(&mut self, below: NodeId, above: NodeId, zone: u8) {
+    /// Makes two nodes neighbours; one may be the edge of the zone that holds `page`.
+    fn link(&mut self, below: NodeId, above: NodeId, page: u64) {
         match below {
-            NIL => self.zones[zone as usize].first = above,
+            NIL => {
+                let zone = self.zone(page);
+                self.zones[zone].first = above;
+            }
             _ => self.nodes[below as usize].above = above,
         }
         if above != NIL {
@@ -258,22 +299,23 @@ impl Holes {
         }
     }
 
+    fn is_free(&self, node: NodeId) -> bool {
+        node != NIL && self.nodes[node as usize].is(State::Free)
+    }
+
     /// Frees a live node, if it is what the caller believes.
     pub(super) fn put(&mut self, node: NodeId, start: u64, pages: u64) -> bool {
-        let known = self
-            .nodes
-            .get(node as usize)
-            .is_some_and(|known| known.state == State::Live && known.start == start && known.pages == pages);
-        if !known {
+        let Some(known) = self.nodes.get(node as usize) else { return false };
+        if !known.is(State::Live) || known.start != start || known.pages() != pages {
             return false;
         }
-        let Node { below, above, .. } = self.nodes[node as usize];
-        if above != NIL && self.nodes[above as usize].state == State::Free {
+        let Node { below, above, .. } = *known;
+        if self.is_free(above) {
             self.unfile(above);
             self.absorb(node, above);
         }
         let mut hole = node;
-        if below != NIL && self.nodes[below as usize].state == State::Free {
+        if self.is_free(below) {
             self.unfile(below);
             self.absorb(below, node);
             hole = below;
@@ -284,9 +326,10 @@ impl Holes {
 
     /// Adds the node above to the one below it.
     fn absorb(&mut self, below: NodeId, above: NodeId) {
-        let Node { pages, above: next, zone, .. } = self.nodes[above as usize];
-        self.nodes[below as usize].pages += pages;
-        self.link(below, next, zone);
+        let gone = self.nodes[above as usize];
+        let slot = &mut self.nodes[below as usize];
+        slot.set_pages(slot.pages() + gone.pages());
+        self.link(below, gone.above, gone.start);
         self.forget(above);
     }
 
@@ -297,18 +340,18 @@ impl Holes {
             .flat_map(|zone| self.nodes_of(zone))
             .filter(|node| {
                 let node = &self.nodes[*node as usize];
-                node.start < end && first < node.start + node.pages
+                node.start < end && first < node.end()
             })
             .collect();
-        let live = overlapping.iter().find(|node| self.nodes[**node as usize].state == State::Live);
+        let live = overlapping.iter().find(|node| self.nodes[**node as usize].is(State::Live));
         if let Some(live) = live {
             return Err(self.start(*live));
         }
         let mut taken = 0;
         for node in overlapping {
-            let Node { start, pages, state, .. } = self.nodes[node as usize];
-            if state == State::Free {
-                let (from, to) = (start.max(first), (start + pages).min(end));
+            let found = self.nodes[node as usize];
+            if found.is(State::Free) {
+                let (from, to) = (found.start.max(first), found.end().min(end));
                 self.unfile(node);
                 self.carve(node, from, to - from, State::Reserved);
                 taken += to - from;
@@ -327,7 +370,7 @@ impl Holes {
     fn in_state(&self, state: State) -> impl Iterator<Item = (u64, u64)> {
         let nodes =
             [0, 1].into_iter().flat_map(|zone| self.nodes_of(zone)).map(|node| self.nodes[node as usize]);
-        nodes.filter(move |node| node.state == state).map(|node| (node.start, node.pages))
+        nodes.filter(move |node| node.is(state)).map(|node| (node.start, node.pages()))
     }
 
     /// Every hole, in address order: first page and pages.
