@@ -9,6 +9,8 @@ mod user_range;
 
 pub use user_range::UserRange;
 
+pub mod sim;
+
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
 use hw_model::addr::{VirtAddr, VirtRange};
