@@ -1,2 +1,3 @@
-//! anypage.
+//! The command line.
+
 fn main() {}

@@ -1,3 +1,15 @@
-//! Regions over any pages.
+//! What an application calls: devices, regions over any pages, the two-step DMA API.
+//!
+//! ```text
+//! device -> protection domain -> region (key, page list)
+//!                             -> queue pair -> completion queue
+//! ```
 
+pub mod device;
 pub mod dma;
+mod region;
+
+pub use device::{CompletionQueue, Device, ProtectionDomain, QueuePair, Region, RegisterOptions};
+pub use region::{
+    CounterValues, MapEntry, MapRegionError, MapRun, Mode, PublishError, RegionReport, Teardown,
+};

@@ -133,6 +133,11 @@ impl Entry {
         flags.set(Flags::LINKED | Flags::UNIT, path.is_linked());
         Self(address.0 | flags.bits() | (path as u64) << PATH_SHIFT | (backing as u64) << KIND_SHIFT)
     }
+    /// The entry of a raw word.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
     /// The raw word.
     #[must_use]
     pub fn bits(self) -> u64 {
@@ -204,6 +209,11 @@ impl Entry {
         let mut flags = Flags::VALID | Flags::SEEN;
         flags.set(Flags::WRITE, write);
         Self(self.0 | flags.bits())
+    }
+    /// The same entry for a page that turned into `backing` where it is: a huge page split, a page of zeroes written.
+    #[must_use]
+    pub fn relabelled(self, backing: Backing) -> Self {
+        Self(self.0 & !(0xf << KIND_SHIFT) | (backing as u64) << KIND_SHIFT)
     }
     /// The same entry with write permission: a permission upgrade keeps the DMA address (invariant 11).
     #[must_use]
@@ -323,6 +333,9 @@ mod tests {
         let entry = Entry::present(DmaAddr(0x7000), Path::Iova, Backing::Anonymous, false);
         assert_eq!(entry.upgraded().address(), entry.address());
         assert!(entry.upgraded().is_writable());
+        let relabelled = entry.relabelled(Backing::Shared);
+        assert_eq!((relabelled.address(), relabelled.backing()), (entry.address(), Backing::Shared));
+        assert!(relabelled.is_valid() && relabelled.is_linked());
     }
 
     #[test]

@@ -1,3 +1,17 @@
-//! The DMA layer: where mappings lie.
+//! The DMA layer: which way to a page, and the two-step API that links it.
+//!
+//! [`route`] is the one table of decisions. [`Segments`] is the one place that finds path boundaries. [`Mapping`] is the
+//! one way to IOVA. A caller that has no peer-to-peer page never touches what exists for those that have.
 
+mod device;
 pub mod iova;
+mod mapping;
+pub mod points;
+pub mod route;
+mod segments;
+
+pub use device::{DmaConfig, DmaDevice};
+pub use iova::IovaError;
+pub use mapping::{LinkError, Mapping, RangeError, StillLinked, UnlinkError};
+pub use route::{Policy, Refusal};
+pub use segments::{Segment, Segments};

@@ -3,7 +3,7 @@
 //! Every caller that maps anything asks here and nowhere else. The rows are tried against every combination of inputs in
 //! the tests: exactly one row answers each.
 
-use hw_model::bus::ProviderRoute;
+use hw_model::bus::PeerRoute;
 use hw_model::hca::{Backing, Path};
 
 /// What is to be reached.
@@ -14,7 +14,7 @@ pub enum Target {
     /// Host memory of an encrypted guest that devices cannot read.
     EncryptedRam,
     /// A BAR, with what the topology says of the way from this device to its provider.
-    Peer(ProviderRoute),
+    Peer(PeerRoute),
     /// Memory of a device that only that device can reach.
     DevicePrivate,
 }
@@ -24,7 +24,7 @@ impl Target {
     ///
     /// A page that says it is in a BAR but names no provider is treated as one no peer can reach.
     #[must_use]
-    pub fn of(backing: Backing, provider: Option<ProviderRoute>) -> Self {
+    pub fn of(backing: Backing, provider: Option<PeerRoute>) -> Self {
         match backing {
             Backing::Anonymous
             | Backing::TransparentHuge
@@ -36,7 +36,7 @@ impl Target {
             | Backing::EncryptedShared => Self::Ram,
             Backing::EncryptedPrivate => Self::EncryptedRam,
             Backing::DmabufPeer | Backing::DeviceCoherent => {
-                Self::Peer(provider.unwrap_or(ProviderRoute::NotSupported))
+                Self::Peer(provider.unwrap_or(PeerRoute::NotSupported))
             }
             Backing::DevicePrivate => Self::DevicePrivate,
         }
@@ -118,7 +118,7 @@ pub struct Row {
 }
 
 impl Case {
-    fn peer(&self, route: ProviderRoute) -> bool {
+    fn peer(&self, route: PeerRoute) -> bool {
         self.target == Target::Peer(route)
     }
     fn translated(&self) -> bool {
@@ -167,7 +167,7 @@ pub const TABLE: [Row; 15] = [
         answer: Err(Refusal::PeerUnreachable),
         why: "The host bridge between the two is not known to forward peer requests.",
         source: "drivers/pci/p2pdma.c calc_map_type_and_dist",
-        matches: |c| c.peer(ProviderRoute::NotSupported),
+        matches: |c| c.peer(PeerRoute::NotSupported),
     },
     Row {
         name: "peer, bus address",
@@ -175,21 +175,21 @@ pub const TABLE: [Row; 15] = [
         why: "Both are below one switch that does not redirect upstream: the switch routes by the BAR's own address, \
               the IOMMU never sees the request, and the page's IOVA slot stays a hole.",
         source: "drivers/pci/p2pdma.c PCI_P2PDMA_MAP_BUS_ADDR; mm/hmm.c hmm_dma_map_pfn",
-        matches: |c| c.peer(ProviderRoute::BusAddress),
+        matches: |c| c.peer(PeerRoute::BusAddress),
     },
     Row {
         name: "peer, host bridge, IOMMU",
         answer: Ok(Path::HostBridge),
         why: "The request climbs to the host bridge, so the IOMMU translates it: the BAR is linked as MMIO.",
         source: "drivers/iommu/dma-iommu.c dma_iova_link with DMA_ATTR_MMIO",
-        matches: |c| c.peer(ProviderRoute::HostBridge) && c.translated() && !c.needs_bounce(),
+        matches: |c| c.peer(PeerRoute::HostBridge) && c.translated() && !c.needs_bounce(),
     },
     Row {
         name: "peer, host bridge, direct",
         answer: Ok(Path::Direct),
         why: "Nothing translates for this device: it uses the BAR's host physical address.",
         source: "kernel/dma/direct.c dma_direct_map_resource",
-        matches: |c| c.peer(ProviderRoute::HostBridge) && !c.translated() && !c.needs_bounce(),
+        matches: |c| c.peer(PeerRoute::HostBridge) && !c.translated() && !c.needs_bounce(),
     },
     Row {
         name: "peer, would bounce",
@@ -197,7 +197,7 @@ pub const TABLE: [Row; 15] = [
         why: "The range starts or ends inside a granule before an untrusted device, or lies beyond the DMA mask. RAM \
               would be bounced; a BAR cannot be.",
         source: "drivers/iommu/dma-iommu.c iommu_dma_iova_link_swiotlb: DMA_ATTR_MMIO refused",
-        matches: |c| c.peer(ProviderRoute::HostBridge) && c.needs_bounce(),
+        matches: |c| c.peer(PeerRoute::HostBridge) && c.needs_bounce(),
     },
     Row {
         name: "RAM, would bounce, coherent",
@@ -246,9 +246,7 @@ pub const TABLE: [Row; 15] = [
         answer: Ok(Path::Direct),
         why: "Nothing is reserved and nothing is stored: the DMA address is the physical address.",
         source: "kernel/dma/direct.h dma_direct_map_phys",
-        matches: |c| {
-            c.target == Target::Ram && !c.needs_bounce() && !c.translated() && c.coherent_device
-        },
+        matches: |c| c.target == Target::Ram && !c.needs_bounce() && !c.translated() && c.coherent_device,
     },
     Row {
         name: "RAM, direct, non-coherent, legacy",
@@ -285,9 +283,9 @@ mod tests {
         let targets = [
             Target::Ram,
             Target::EncryptedRam,
-            Target::Peer(ProviderRoute::BusAddress),
-            Target::Peer(ProviderRoute::HostBridge),
-            Target::Peer(ProviderRoute::NotSupported),
+            Target::Peer(PeerRoute::BusAddress),
+            Target::Peer(PeerRoute::HostBridge),
+            Target::Peer(PeerRoute::NotSupported),
             Target::DevicePrivate,
         ];
         for target in targets {
@@ -337,7 +335,9 @@ mod tests {
     fn only_translated_devices_get_linked_paths_and_only_peers_get_bus_addresses() {
         for case in every_case() {
             match route(&case) {
-                Ok(Path::Iova | Path::HostBridge) => assert_eq!(case.translation, Translation::Iommu, "{case:?}"),
+                Ok(Path::Iova | Path::HostBridge) => {
+                    assert_eq!(case.translation, Translation::Iommu, "{case:?}")
+                }
                 Ok(Path::Direct) => assert_eq!(case.translation, Translation::Direct, "{case:?}"),
                 Ok(Path::BusAddress) => assert!(matches!(case.target, Target::Peer(_)), "{case:?}"),
                 Ok(Path::Bounce) | Err(_) => {}

@@ -1,0 +1,211 @@
+//! Devices that regions are registered with, behind one set of traits.
+//!
+//! [`model`] is the modelled HCA in this process. What an application holds are `Arc`s of these traits: a region, a queue
+//! pair or a completion queue keeps its protection domain and its device alive, and dropping the last `Arc` gives it back.
+
+pub mod model;
+
+use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
+use hw_model::addr::RegionAddr;
+use hw_model::hca::{
+    Access, Completion, CreateCqError, CreateKeyError, CreateQpError, IllegalTransition, Key, Overrun,
+    PdError, PostError, QpAddress, SendRequest,
+};
+use hw_model::sync::Arc;
+use odp::fault::{FaultFailure, Want};
+use odp::space::{Rung, UserRange};
+use std::any::Any;
+use std::time::Duration;
+
+/// An RDMA device.
+pub trait Device: Send + Sync {
+    /// What it is and what it can do.
+    fn attributes(&self) -> Attributes;
+
+    /// A new protection domain.
+    ///
+    /// # Errors
+    /// [`PdError`] if the device has no more.
+    fn alloc_pd(self: Arc<Self>) -> Result<Arc<dyn ProtectionDomain>, PdError>;
+
+    /// A new completion queue of `entries` entries.
+    ///
+    /// # Errors
+    /// See [`CreateCqError`].
+    fn create_cq(self: Arc<Self>, entries: u32) -> Result<Arc<dyn CompletionQueue>, CreateCqError>;
+}
+
+/// What a device is and what it can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its name: `model`, or that of the RDMA device.
+    pub name: String,
+    /// Whether an IOMMU translates for it.
+    pub iommu: bool,
+    /// Most bytes of one region.
+    pub max_region: u64,
+    /// Whether regions can be on demand.
+    pub on_demand: bool,
+}
+
+/// What may be used together.
+pub trait ProtectionDomain: Send + Sync {
+    /// Registers `memory` as one region with one key.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]. Nothing is left behind then.
+    fn register(
+        self: Arc<Self>,
+        memory: &UserRange,
+        options: RegisterOptions,
+    ) -> Result<Arc<dyn Region>, RegisterError>;
+
+    /// A new reliable-connected queue pair that completes to `cq`, a queue of the same device.
+    ///
+    /// # Errors
+    /// See [`QpError`].
+    fn create_qp(
+        self: Arc<Self>,
+        cq: Arc<dyn CompletionQueue>,
+        send_requests: u32,
+    ) -> Result<Arc<dyn QueuePair>, QpError>;
+}
+
+/// How a region is registered.
+#[derive(Clone, Copy, Debug)]
+pub struct RegisterOptions {
+    /// Who may do what.
+    pub access: Access,
+    /// How its pages are kept.
+    pub mode: Mode,
+    /// The address of its first byte as peers name it. `None` is its virtual address.
+    pub address: Option<RegionAddr>,
+}
+
+impl RegisterOptions {
+    /// On demand, everything but atomics allowed, at its virtual address.
+    #[must_use]
+    pub fn on_demand() -> Self {
+        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
+        Self { access, mode: Mode::OnDemand, address: None }
+    }
+    /// The same, pinned.
+    #[must_use]
+    pub fn pinned() -> Self {
+        Self { mode: Mode::Pinned, ..Self::on_demand() }
+    }
+    /// The same with other rights.
+    #[must_use]
+    pub fn with_access(self, access: Access) -> Self {
+        Self { access, ..self }
+    }
+}
+
+/// Why a region was not registered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RegisterError {
+    /// The range could not be mapped for the device.
+    #[error(transparent)]
+    Map(#[from] MapRegionError),
+    /// The device gave no key.
+    #[error(transparent)]
+    Key(#[from] CreateKeyError),
+}
+
+/// Why a queue pair was not created.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QpError {
+    /// The device refused.
+    #[error(transparent)]
+    Create(#[from] CreateQpError),
+    /// The completion queue is another device's.
+    #[error("the completion queue belongs to another device")]
+    ForeignCq,
+}
+
+/// A registered region.
+pub trait Region: Send + Sync {
+    /// Its key, local and remote.
+    fn key(&self) -> Key;
+    /// The address of its first byte as peers name it.
+    fn address(&self) -> RegionAddr;
+    /// Who may do what.
+    fn access(&self) -> Access;
+    /// Its length in bytes.
+    fn len(&self) -> u64;
+    /// Whether it holds no byte: never.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Brings pages of `[offset, offset + len)` in ahead of use.
+    ///
+    /// # Errors
+    /// See [`AdviseError`].
+    fn advise(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError>;
+    /// What it looks like at the moment.
+    fn report(&self) -> RegionReport;
+    /// Its page list in runs of like entries, on devices that let us see it.
+    fn page_map(&self) -> Option<Vec<MapRun>>;
+    /// The raw words of its page list, on devices that let us see it.
+    fn raw_entries(&self) -> Option<Vec<u64>>;
+    /// What its address space promises about changes of its memory.
+    fn rung(&self) -> Rung;
+    /// Ends it now rather than when the last `Arc` goes. When this returns, its key reaches nothing and the device does
+    /// not touch its memory any more. Always succeeds; a second call does nothing.
+    fn deregister(&self);
+    /// Its counters.
+    fn counters(&self) -> CounterValues {
+        self.report().counters
+    }
+}
+
+/// Why advice was refused (ibv_advise_mr(3)).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdviseError {
+    /// Outside the region.
+    #[error("{len} bytes at offset {offset} pass the region's {region} bytes")]
+    OutOfRange {
+        /// Offset asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes of the region.
+        region: u64,
+    },
+    /// Prefetch for writing of a region that nothing may write.
+    #[error("the region allows no writing")]
+    NotWritable,
+    /// The region was deregistered.
+    #[error("the region was deregistered")]
+    Deregistered,
+    /// The pages cannot be had.
+    #[error("the pages cannot be had")]
+    Pages(#[from] FaultFailure<crate::region::PublishError>),
+}
+
+/// A completion queue.
+pub trait CompletionQueue: Any + Send + Sync {
+    /// Moves up to `max` completions into `out`; gives how many.
+    ///
+    /// # Errors
+    /// [`Overrun`] once, when completions were lost.
+    fn poll(&self, out: &mut Vec<Completion>, max: usize) -> Result<usize, Overrun>;
+    /// Sleeps until a completion is there or `timeout` is over; whether one is there.
+    fn wait(&self, timeout: Duration) -> bool;
+}
+
+/// A reliable-connected queue pair.
+pub trait QueuePair: Send + Sync {
+    /// How a peer addresses it.
+    fn endpoint(&self) -> QpAddress;
+    /// Connects it, from reset to ready to send.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] if it is not in the reset state.
+    fn connect(&self, peer: QpAddress) -> Result<(), IllegalTransition>;
+    /// Posts a send request.
+    ///
+    /// # Errors
+    /// See [`PostError`].
+    fn post_send(&self, request: &SendRequest<'_>) -> Result<(), PostError>;
+}

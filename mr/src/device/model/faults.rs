@@ -1,0 +1,141 @@
+//! Page-fault events of the modelled HCA, from the event to its answer.
+
+use super::ModelDevice;
+use super::region::FaultTarget;
+use crate::region::PublishError;
+use crate::region::RegionFault;
+use crate::region::counters::add;
+use hw_model::hca::{FaultAccess, FaultOutcome, PageFault};
+use hw_model::sync::Arc;
+use hw_model::sync::atomic::{AtomicBool, Ordering};
+use odp::fault::{FaultFailure, Progress, Want};
+use odp::space::Access;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long the service sleeps at most before it looks whether it is to stop.
+const STOP_LOOK: Duration = Duration::from_millis(20);
+
+/// One page-fault event on its way to its answer.
+pub struct FaultJob {
+    device: Arc<ModelDevice>,
+    event: PageFault,
+    work: Option<Work>,
+}
+
+struct Work {
+    target: FaultTarget,
+    fault: RegionFault,
+    prepared: bool,
+}
+
+impl FaultJob {
+    pub(super) fn new(device: &Arc<ModelDevice>, event: PageFault) -> Self {
+        let access = match event.access {
+            FaultAccess::Read => Access::Read,
+            FaultAccess::Write => Access::Write,
+        };
+        let work = device.fault_target(event.key).and_then(|target| {
+            add(&target.core.counters.page_faults, 1);
+            let range = target.memory_of(event.address, event.length)?;
+            let fault =
+                RegionFault::new(&target.core, Arc::clone(&target.sequence), range, Want::Fault(access));
+            Some(Work { target, fault, prepared: false })
+        });
+        Self { device: Arc::clone(device), event, work }
+    }
+
+    /// The event.
+    #[must_use]
+    pub fn event(&self) -> &PageFault {
+        &self.event
+    }
+
+    /// One step; never waits. Once it says `Done` the HCA has its answer.
+    pub fn poll(&mut self) -> Progress<FaultOutcome> {
+        // A key that is gone: the queue pair finds that out by itself when it tries again.
+        let Some(work) = &mut self.work else { return self.answer(FaultOutcome::Resolved) };
+        let step = if work.prepared {
+            work.fault.poll()
+        } else {
+            work.prepared = true;
+            work.fault.prepare().map(|()| Progress::Again)
+        };
+        match step {
+            Ok(Progress::Done(())) => self.answer(FaultOutcome::Resolved),
+            Ok(Progress::Again) => Progress::Again,
+            Ok(Progress::Blocked) => Progress::Blocked,
+            Err(failure) => self.fail(&failure),
+        }
+    }
+
+    /// Steps to the end, waiting where an invalidation is in the way.
+    pub fn run(mut self) {
+        let Some(work) = &mut self.work else {
+            let _ = self.answer(FaultOutcome::Resolved);
+            return;
+        };
+        let outcome = work.fault.prepare().and_then(|()| work.fault.run());
+        let _ = match outcome {
+            Ok(()) => self.answer(FaultOutcome::Resolved),
+            Err(failure) => self.fail(&failure),
+        };
+    }
+
+    fn fail(&mut self, failure: &FaultFailure<PublishError>) -> Progress<FaultOutcome> {
+        match failure {
+            FaultFailure::Publish(PublishError::Closing) => self.answer(FaultOutcome::Resolved),
+            _ => {
+                tracing::debug!(%failure, event = ?self.event, "page fault failed");
+                self.answer(FaultOutcome::Failed)
+            }
+        }
+    }
+
+    fn answer(&mut self, outcome: FaultOutcome) -> Progress<FaultOutcome> {
+        if let Some(work) = self.work.take()
+            && outcome == FaultOutcome::Resolved
+        {
+            add(&work.target.core.counters.page_faults_handled, 1);
+        }
+        self.device.hca().resume(self.event.token, outcome);
+        Progress::Done(outcome)
+    }
+}
+
+/// A thread that answers page-fault events. Stops when dropped.
+pub(super) struct FaultService {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FaultService {
+    pub(super) fn spawn(device: &Arc<ModelDevice>) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        // Weak: the device owns the service.
+        let device = Arc::downgrade(device);
+        let thread = std::thread::Builder::new().name("anypage-faults".into()).spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                let Some(device) = device.upgrade() else { return };
+                let event = device.hca().faults().wait(STOP_LOOK);
+                if let Some(event) = event {
+                    FaultJob::new(&device, event).run();
+                }
+            }
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for FaultService {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic there has been printed by its own hook.
+            let _ = thread.join();
+        }
+    }
+}

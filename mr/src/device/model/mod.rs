@@ -1,0 +1,178 @@
+//! The modelled HCA as a device: the default, in this process, without privileges.
+
+mod faults;
+mod objects;
+mod region;
+
+pub use faults::FaultJob;
+pub use objects::{ModelCq, ModelPd, ModelQp};
+pub use region::ModelRegion;
+
+use super::{Attributes, CompletionQueue, Device, ProtectionDomain};
+use crate::dma::{DmaConfig, DmaDevice};
+use faults::FaultService;
+use hashbrown::HashMap;
+use hw_model::addr::Iova;
+use hw_model::bus::DmaPort;
+use hw_model::fault_plan::{Point, Points};
+use hw_model::hca::{
+    CreateCqError, CreateKeyError, EngineThreads, Hca, HcaConfig, Key, KeySpec, NewHcaError, PdError,
+};
+use hw_model::link::Link;
+use hw_model::sync::{Arc, Mutex, RwLock};
+use region::FaultTarget;
+
+/// Making a key visible, the last step of registration.
+pub const CREATE_KEY: Point = Point::fallible("mr.create_key");
+
+/// What a modelled device is built with.
+#[derive(Clone, Debug, Default)]
+pub struct ModelConfig {
+    /// The HCA.
+    pub hca: HcaConfig,
+    /// Its DMA side.
+    pub dma: DmaConfig,
+}
+
+/// A device of its own kind: the HCA of `hw-model`, its page faults answered by `mr`.
+pub struct ModelDevice {
+    name: String,
+    hca: Arc<Hca>,
+    dma: Arc<DmaDevice>,
+    /// Where the fault handler finds the regions. Invalidations never take this lock.
+    targets: RwLock<HashMap<Key, FaultTarget>>,
+    threads: Mutex<Option<Threads>>,
+}
+
+/// In the order in which they are stopped.
+struct Threads {
+    _faults: FaultService,
+    _engines: EngineThreads,
+}
+
+/// Why a modelled device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NewModelError {
+    /// The HCA refused.
+    #[error(transparent)]
+    Hca(#[from] NewHcaError),
+    /// The operating system gave no thread.
+    #[error("no thread for the device")]
+    Thread(#[from] std::io::Error),
+}
+
+impl ModelDevice {
+    /// A device that makes progress only in steps: [`Hca::step_engine`] and [`ModelDevice::next_fault`].
+    ///
+    /// # Errors
+    /// See [`NewModelError`].
+    pub fn stepped(
+        name: &str,
+        port: DmaPort,
+        link: impl Link + 'static,
+        config: ModelConfig,
+    ) -> Result<Arc<Self>, NewModelError> {
+        let hca = Hca::new(config.hca, port.clone(), Box::new(link))?;
+        Ok(Arc::new(Self {
+            name: name.to_owned(),
+            hca,
+            dma: DmaDevice::new(port, config.dma),
+            targets: RwLock::new(HashMap::new()),
+            threads: Mutex::new(None),
+        }))
+    }
+
+    /// A device with engine threads, and a thread that answers its page faults.
+    ///
+    /// # Errors
+    /// See [`NewModelError`].
+    pub fn threaded(
+        name: &str,
+        port: DmaPort,
+        link: impl Link + 'static,
+        config: ModelConfig,
+    ) -> Result<Arc<Self>, NewModelError> {
+        let device = Self::stepped(name, port, link, config)?;
+        let engines = device.hca.spawn_engines()?;
+        let faults = FaultService::spawn(&device)?;
+        *device.threads.lock() = Some(Threads { _faults: faults, _engines: engines });
+        Ok(device)
+    }
+
+    /// The HCA.
+    #[must_use]
+    pub fn hca(&self) -> &Arc<Hca> {
+        &self.hca
+    }
+    /// The DMA side.
+    #[must_use]
+    pub fn dma(&self) -> &Arc<DmaDevice> {
+        &self.dma
+    }
+    /// First IOVA of the region behind `key`; `None` where nothing translates or there is no such region.
+    #[must_use]
+    pub fn region_iova(&self, key: Key) -> Option<Iova> {
+        let targets = self.targets.read();
+        Some(targets.get(&key)?.core.mapping.as_ref()?.iova())
+    }
+    /// The oldest unanswered page-fault event, as work to be stepped. For drivers of stepped devices; a threaded device
+    /// answers its own.
+    #[must_use]
+    pub fn next_fault(self: &Arc<Self>) -> Option<FaultJob> {
+        self.hca.faults().next().map(|event| FaultJob::new(self, event))
+    }
+
+    fn points(&self) -> &Points {
+        self.dma.points()
+    }
+
+    /// Makes a key, and lets the fault handler find its region.
+    fn publish_key(&self, spec: KeySpec, target: FaultTarget) -> Result<Key, CreateKeyError> {
+        if self.points().meet(CREATE_KEY).fails() {
+            return Err(CreateKeyError::TooMany { max: self.hca.config().limits.keys });
+        }
+        // Held over both, so that no event about the key can find its region missing.
+        let mut targets = self.targets.write();
+        let key = self.hca.create_key(spec)?;
+        targets.insert(key, target);
+        Ok(key)
+    }
+
+    /// Takes a key back. Bursts that begin later do not find it.
+    fn withdraw_key(&self, key: Key) {
+        let known = self.hca.destroy_key(key);
+        debug_assert!(known.is_ok(), "a region's key is destroyed once, by the region");
+        let target = self.targets.write().remove(&key);
+        drop(target);
+    }
+
+    fn fault_target(&self, key: Key) -> Option<FaultTarget> {
+        self.targets.read().get(&key).cloned()
+    }
+}
+
+impl Device for ModelDevice {
+    fn attributes(&self) -> Attributes {
+        Attributes {
+            name: self.name.clone(),
+            iommu: self.dma.domain().is_some(),
+            max_region: self.dma.max_region(),
+            on_demand: true,
+        }
+    }
+    fn alloc_pd(self: Arc<Self>) -> Result<Arc<dyn ProtectionDomain>, PdError> {
+        Ok(ModelPd::new(self)?)
+    }
+    fn create_cq(self: Arc<Self>, entries: u32) -> Result<Arc<dyn CompletionQueue>, CreateCqError> {
+        Ok(ModelCq::new(self, entries)?)
+    }
+}
+
+impl std::fmt::Debug for ModelDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelDevice")
+            .field("name", &self.name)
+            .field("hca", &self.hca)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,148 @@
+//! A region on the modelled HCA.
+
+use super::ModelPd;
+use crate::device::{AdviseError, Region, RegisterError, RegisterOptions};
+use crate::region::counters::add;
+use crate::region::{Core, MapRun, Mapped, RegionReport, Teardown};
+use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
+use hw_model::hca::{Access, Key, KeySpec};
+use hw_model::sync::{Arc, Mutex};
+use odp::fault::Want;
+use odp::notifier::Sequence;
+use odp::space::{Access as PageAccess, Rung, UserRange};
+
+/// A region on the modelled HCA. Dropping it deregisters it.
+pub struct ModelRegion {
+    pd: Arc<ModelPd>,
+    key: Key,
+    address: RegionAddr,
+    access: Access,
+    /// Keeps the memory mapped, where the range owns it.
+    memory: UserRange,
+    core: Arc<Core>,
+    sequence: Arc<Sequence>,
+    /// Taken by deregistration.
+    mapped: Mutex<Option<Mapped>>,
+}
+
+/// What the fault handler needs of a region: enough to fault, not enough to keep it registered.
+#[derive(Clone)]
+pub(super) struct FaultTarget {
+    pub(super) core: Arc<Core>,
+    pub(super) sequence: Arc<Sequence>,
+    range: VirtRange,
+    address: RegionAddr,
+}
+
+impl FaultTarget {
+    /// The memory of the `length` bytes that requests call `address`, cut off at the end of the region.
+    pub(super) fn memory_of(&self, address: RegionAddr, length: u64) -> Option<VirtRange> {
+        let offset = address.0.checked_sub(self.address.0).filter(|offset| *offset < self.range.len())?;
+        VirtRange::new(self.range.start().offset(offset), length.min(self.range.len() - offset))
+    }
+}
+
+impl ModelRegion {
+    pub(super) fn register(
+        pd: &Arc<ModelPd>,
+        memory: &UserRange,
+        options: RegisterOptions,
+    ) -> Result<Arc<Self>, RegisterError> {
+        let device = pd.device();
+        let writes = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
+        let mapped = Mapped::new(device.dma(), memory, options.mode, options.access.intersects(writes))?;
+        let start: VirtAddr = memory.range().start();
+        let address = options.address.unwrap_or(RegionAddr(start.0));
+        let spec = KeySpec {
+            pd: pd.handle(),
+            access: options.access,
+            address,
+            length: memory.range().len(),
+            first_page_offset: start.page_offset(),
+            pages: Arc::clone(&mapped.core.list),
+        };
+        let core = Arc::clone(&mapped.core);
+        let sequence = mapped.interval.sequence();
+        let target = FaultTarget {
+            core: Arc::clone(&core),
+            sequence: Arc::clone(&sequence),
+            range: memory.range(),
+            address,
+        };
+        match device.publish_key(spec, target) {
+            Ok(key) => {
+                let (pd, memory) = (Arc::clone(pd), memory.clone());
+                let mapped = Mutex::new(Some(mapped));
+                let access = options.access;
+                Ok(Arc::new(Self { pd, key, address, access, memory, core, sequence, mapped }))
+            }
+            Err(error) => {
+                Teardown::begin(mapped).wait();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Starts to take the region down: its key is gone when this returns, its memory once what it gives has been polled
+    /// to the end. `None` if that has been done. For stepping; others call [`Region::deregister`].
+    pub fn begin_deregister(&self) -> Option<Teardown> {
+        let mapped = self.mapped.lock().take()?;
+        self.pd.device().withdraw_key(self.key);
+        Some(Teardown::begin(mapped))
+    }
+
+    /// The pages of `[offset, offset + len)`, if they are in the region.
+    fn pages_of(&self, offset: u64, len: u64) -> Result<VirtRange, AdviseError> {
+        let region = self.memory.range().len();
+        let part = self.memory.part(offset, len).ok_or(AdviseError::OutOfRange { offset, len, region })?;
+        Ok(part.range().page_aligned())
+    }
+}
+
+impl Region for ModelRegion {
+    fn key(&self) -> Key {
+        self.key
+    }
+    fn address(&self) -> RegionAddr {
+        self.address
+    }
+    fn len(&self) -> u64 {
+        self.memory.range().len()
+    }
+    fn advise(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError> {
+        let pages = self.pages_of(offset, len)?;
+        if want == Want::Fault(PageAccess::Write) && !self.core.writable {
+            return Err(AdviseError::NotWritable);
+        }
+        let before = self.core.report().present;
+        self.core.bring(&self.sequence, pages, want)?;
+        add(&self.core.counters.page_prefetch, self.core.report().present.saturating_sub(before));
+        Ok(())
+    }
+    fn report(&self) -> RegionReport {
+        self.core.report()
+    }
+    fn page_map(&self) -> Option<Vec<MapRun>> {
+        Some(self.core.map())
+    }
+    fn raw_entries(&self) -> Option<Vec<u64>> {
+        Some(self.core.raw_entries())
+    }
+    fn rung(&self) -> Rung {
+        self.core.space.rung(self.memory.range())
+    }
+    fn access(&self) -> Access {
+        self.access
+    }
+    fn deregister(&self) {
+        if let Some(teardown) = self.begin_deregister() {
+            teardown.wait();
+        }
+    }
+}
+
+impl Drop for ModelRegion {
+    fn drop(&mut self) {
+        self.deregister();
+    }
+}

@@ -1,0 +1,87 @@
+//! What a registered region is made of, and the lock that keeps it true.
+//!
+//! One lock a region, `Core::state`. It is the owner's lock of the notifier protocol: publishing pages and hiding them
+//! both happen under it, the sequence is raised under it, and a publisher checks the sequence under it. While it is held
+//! nothing is allocated or freed, nothing waits for the device, and no callback runs. Lock order: `Core::state`, then
+//! the IOMMU's own locks.
+//!
+//! The page list is the only per-page state: 8 bytes a page.
+
+use crate::dma::{DmaDevice, Mapping};
+use crate::region::counters::Counters;
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange, page_bytes};
+use hw_model::hca::PageList;
+use hw_model::sync::{Arc, Mutex};
+use odp::space::AddressSpace;
+
+/// How the pages of a region are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Every page is present from registration on, populated for writing where the region may be written. Runs that
+    /// allow it are linked in large units. A process cannot hold a kernel's long-term pin by itself: if the pages are
+    /// taken away all the same, the next access faults them in again, or fails if nothing is mapped any more.
+    Pinned,
+    /// What is present at registration is mapped; the rest is faulted in when the device meets it.
+    OnDemand,
+}
+
+pub(crate) struct Core {
+    pub(crate) space: Arc<dyn AddressSpace>,
+    pub(crate) device: Arc<DmaDevice>,
+    /// The whole pages that hold the region.
+    pub(crate) pages: VirtRange,
+    pub(crate) list: Arc<PageList>,
+    /// `None` on a device without a translating IOMMU.
+    pub(crate) mapping: Option<Mapping>,
+    pub(crate) mode: Mode,
+    /// Whether any access right of the region writes memory.
+    pub(crate) writable: bool,
+    pub(crate) state: Mutex<State>,
+    pub(crate) counters: Counters,
+}
+
+/// Guarded by `Core::state`.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Deregistration has begun: nothing is published any more.
+    pub(crate) closing: bool,
+    /// Entries that are valid. Invariant 9: this is the number of pages mapped.
+    pub(crate) present: u64,
+    /// Entries that occupy an IOVA slot.
+    pub(crate) linked: u64,
+    /// First and last page that was ever published: what a walk over the list has to look at.
+    pub(crate) touched: Option<(u64, u64)>,
+}
+
+impl State {
+    /// The part of `[first, first + count)` that can hold anything, as a first page and a count.
+    pub(crate) fn clamp(&self, first: u64, count: u64) -> std::ops::Range<u64> {
+        let Some((low, high)) = self.touched else { return 0..0 };
+        first.max(low)..(first + count).min(high + 1)
+    }
+
+    pub(crate) fn touch(&mut self, page: u64) {
+        let (low, high) = self.touched.unwrap_or((page, page));
+        self.touched = Some((low.min(page), high.max(page)));
+    }
+}
+
+impl Core {
+    /// Index in the page list of the page that holds `at`, which lies in the region.
+    pub(crate) fn page_index(&self, at: VirtAddr) -> u64 {
+        debug_assert!(self.pages.contains(VirtRange::new(at, 1).expect("an address of the region")));
+        at.page_number() - self.pages.start().page_number()
+    }
+
+    /// Virtual address of page `index`.
+    pub(crate) fn page_address(&self, index: u64) -> VirtAddr {
+        self.pages.start().offset(page_bytes(index))
+    }
+
+    /// The pages of `range` that belong to the region, as indices.
+    pub(crate) fn page_span(&self, range: VirtRange) -> std::ops::Range<u64> {
+        let Some(part) = self.pages.intersection(range.page_aligned()) else { return 0..0 };
+        let first = self.page_index(part.start());
+        first..first + part.len() / PAGE_SIZE
+    }
+}

@@ -1,0 +1,87 @@
+//! Taking pages away: hide entries, and after the drain unlink them.
+
+use super::core::Core;
+use super::counters::add;
+use hw_model::addr::{VirtRange, page_bytes};
+use odp::notifier::{Notify, Raise};
+
+impl Notify for Core {
+    fn clear(&self, range: VirtRange, raise: Raise<'_>) {
+        let mut state = self.state.lock();
+        raise.raise();
+        add(&self.counters.page_invalidations, 1);
+        let span = self.page_span(range);
+        let hidden = self.hide(&mut state, span);
+        add(&self.counters.pages_invalidated, hidden);
+    }
+
+    fn unlink(&self, range: VirtRange) {
+        let mut state = self.state.lock();
+        let span = self.page_span(range);
+        self.unlink_hidden(&mut state, span);
+    }
+}
+
+impl Core {
+    /// Hides the present pages of `span`, and the rest of every link unit that reaches into it. Gives how many pages it
+    /// hid. The caller holds the state's lock, which is what `state` stands for.
+    pub(super) fn hide(&self, state: &mut super::core::State, span: std::ops::Range<u64>) -> u64 {
+        let span = self.whole_units(state.clamp(span.start, span.end - span.start));
+        let mut hidden = 0;
+        for index in span {
+            let entry = self.list.load(index).expect("a page of the region");
+            if entry.is_valid() {
+                self.list.store(index, entry.cleared());
+                hidden += 1;
+            }
+        }
+        state.present -= hidden;
+        hidden
+    }
+
+    /// Unlinks what is linked and hidden in `span`, in runs. The drain has ended.
+    pub(super) fn unlink_hidden(&self, state: &mut super::core::State, span: std::ops::Range<u64>) {
+        let span = self.whole_units(state.clamp(span.start, span.end - span.start));
+        let mut run = span.start..span.start;
+        for index in span {
+            let entry = self.list.load(index).expect("a page of the region");
+            if entry.is_valid() || !entry.is_linked() {
+                self.unlink_run(state, run);
+                run = index + 1..index + 1;
+                continue;
+            }
+            self.list.store(index, entry.unlinked());
+            run.end = index + 1;
+        }
+        self.unlink_run(state, run);
+    }
+
+    fn unlink_run(&self, state: &mut super::core::State, run: std::ops::Range<u64>) {
+        let pages = run.end - run.start;
+        if pages == 0 {
+            return;
+        }
+        let mapping = self.mapping.as_ref().expect("only mapped devices have linked entries");
+        // Its range is what link was called with: failing means that the page list and the IOMMU disagree.
+        mapping.unlink(page_bytes(run.start), page_bytes(pages)).expect("the page list knows what is linked");
+        state.linked -= pages;
+        add(&self.counters.unlinks, 1);
+    }
+
+    /// Grows `span` to the link units it cuts (invariant 4: a unit is unlinked as it was linked).
+    fn whole_units(&self, span: std::ops::Range<u64>) -> std::ops::Range<u64> {
+        if span.is_empty() || self.mapping.is_none() {
+            return span;
+        }
+        let continues =
+            |index: u64| self.list.load(index).is_some_and(|entry| entry.is_linked() && !entry.begins_unit());
+        let (mut start, mut end) = (span.start, span.end);
+        while start > 0 && continues(start) {
+            start -= 1;
+        }
+        while continues(end) {
+            end += 1;
+        }
+        start..end
+    }
+}

@@ -1,0 +1,238 @@
+//! Making pages present: link what needs a link, sync once, then let the HCA see the entries.
+
+use super::core::{Core, Mode, State};
+use super::counters::add;
+use crate::dma::{LinkError, Mapping, Refusal, Segment, Segments};
+use hw_model::addr::{PAGE_SIZE, VirtAddr, page_bytes};
+use hw_model::hca::Entry;
+use hw_model::iommu::LeafSize;
+use odp::page::PageRun;
+use std::ops::Range;
+
+/// Why pages that are present in memory could not be made present for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The device has no way to the page.
+    #[error("page at {at} cannot be reached by the device: {refusal}")]
+    Refused {
+        /// The page.
+        at: VirtAddr,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The IOMMU refused the link.
+    #[error("page at {at} could not be linked: {error}")]
+    Link {
+        /// First page of the link.
+        at: VirtAddr,
+        /// Why.
+        error: LinkError,
+    },
+    /// The region is being deregistered.
+    #[error("the region is being deregistered")]
+    Closing,
+}
+
+/// What one call published.
+#[derive(Default)]
+struct Published {
+    entries: u64,
+    relinked: u64,
+    changed_kind: u64,
+}
+
+impl Published {
+    /// Counts a page that becomes present with `segment`'s kind and path where `before` was.
+    fn arrival(&mut self, before: Entry, segment: &Segment) {
+        self.entries += 1;
+        self.relinked += u64::from(before.was_seen());
+        let changed = before.backing() != segment.backing || before.path() != segment.path;
+        self.changed_kind += u64::from(before.was_seen() && changed);
+    }
+}
+
+impl Core {
+    /// Publishes `runs`, which were reported at a sequence number that `accepted` confirms under the lock. `false` if
+    /// it does not: nothing was done, begin again.
+    ///
+    /// All or nothing: when a page is refused, the links of this call are taken down again and no entry was stored.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub(crate) fn publish(
+        &self,
+        runs: &[PageRun],
+        accepted: impl FnOnce() -> bool,
+    ) -> Result<bool, PublishError> {
+        let mut state = self.state.lock();
+        if state.closing {
+            return Err(PublishError::Closing);
+        }
+        if !accepted() {
+            return Ok(false);
+        }
+        let mut published = Published::default();
+        self.link_all(&mut state, runs, &mut published)?;
+        for segment in self.segments(runs) {
+            self.show(&mut state, &segment?, &mut published);
+        }
+        add(&self.counters.entries_published, published.entries);
+        add(&self.counters.entries_relinked, published.relinked);
+        add(&self.counters.entries_changed_kind, published.changed_kind);
+        Ok(true)
+    }
+
+    fn segments<'a>(
+        &'a self,
+        runs: &'a [PageRun],
+    ) -> impl Iterator<Item = Result<Segment, PublishError>> + 'a {
+        Segments::new(&self.device, runs)
+            .map(|step| step.map_err(|(at, refusal)| PublishError::Refused { at, refusal }))
+    }
+
+    /// Lets the HCA see the pages of `segment`, which are linked and synced where they need it (invariant 1).
+    fn show(&self, state: &mut State, segment: &Segment, published: &mut Published) {
+        let write = segment.writable && self.writable;
+        let first = self.page_index(segment.start);
+        for index in first..first + segment.pages {
+            let before = self.list.load(index).expect("a page of the region");
+            if before.is_valid() {
+                // The page did not move, or an invalidation would have hidden it: its address stays (invariant 11).
+                let same = before.relabelled(segment.backing);
+                let now = if write { same.upgraded() } else { same };
+                if now != before {
+                    self.list.store(index, now);
+                    published.entries += 1;
+                }
+                continue;
+            }
+            let entry = if segment.path.is_linked() {
+                before.shown(write)
+            } else {
+                published.arrival(before, segment);
+                let address = segment.unlinked_address(index - first);
+                Entry::present(address, segment.path, segment.backing, write)
+            };
+            self.list.store(index, entry);
+            state.present += 1;
+            state.touch(index);
+        }
+    }
+
+    /// Links every page of `runs` that needs it, and syncs once. On failure takes its own links down again.
+    fn link_all(
+        &self,
+        state: &mut State,
+        runs: &[PageRun],
+        published: &mut Published,
+    ) -> Result<(), PublishError> {
+        let Some(mapping) = &self.mapping else {
+            // Nothing to link, but a page without a way must be refused before any entry is stored.
+            return self.segments(runs).try_for_each(|segment| segment.map(|_| ()));
+        };
+        let mut linked: Range<u64> = 0..0;
+        let outcome = self.segments(runs).try_for_each(|segment| {
+            let segment = segment?;
+            if segment.path.is_linked() {
+                self.link_segment(state, mapping, &segment, &mut linked, published)?;
+            }
+            Ok(())
+        });
+        if linked.is_empty() {
+            return outcome;
+        }
+        let outcome = outcome.and_then(|()| {
+            add(&self.counters.syncs, 1);
+            mapping
+                .sync(page_bytes(linked.start), page_bytes(linked.end - linked.start))
+                .map_err(|error| PublishError::Link { at: self.page_address(linked.start), error })
+        });
+        if outcome.is_err() {
+            self.unlink_hidden(state, linked);
+        }
+        outcome
+    }
+
+    /// Links the pages of `segment` that are not present. What is linked is noted in the list, hidden, so that it can be
+    /// taken down again if the call fails further on.
+    fn link_segment(
+        &self,
+        state: &mut State,
+        mapping: &Mapping,
+        segment: &Segment,
+        linked: &mut Range<u64>,
+        published: &mut Published,
+    ) -> Result<(), PublishError> {
+        let first = self.page_index(segment.start);
+        let mut run = first..first;
+        for index in first..first + segment.pages {
+            let entry = self.list.load(index).expect("a page of the region");
+            if entry.is_valid() {
+                self.link_run(state, mapping, segment, run, linked, published)?;
+                run = index + 1..index + 1;
+                continue;
+            }
+            if entry.is_linked() {
+                // Left hidden by an invalidation that was not allowed to wait and gave up.
+                self.unlink_hidden(state, index..index + 1);
+            }
+            run.end = index + 1;
+        }
+        self.link_run(state, mapping, segment, run, linked, published)
+    }
+
+    fn link_run(
+        &self,
+        state: &mut State,
+        mapping: &Mapping,
+        segment: &Segment,
+        run: Range<u64>,
+        linked: &mut Range<u64>,
+        published: &mut Published,
+    ) -> Result<(), PublishError> {
+        if run.is_empty() {
+            return Ok(());
+        }
+        let phys = segment.phys_at(self.page_address(run.start));
+        let (offset, len) = (page_bytes(run.start), page_bytes(run.end - run.start));
+        mapping
+            .link(offset, phys, len, self.largest_leaf())
+            .map_err(|error| PublishError::Link { at: self.page_address(run.start), error })?;
+        add(&self.counters.links, 1);
+        state.linked += run.end - run.start;
+        state.touch(run.start);
+        state.touch(run.end - 1);
+        *linked = if linked.is_empty() {
+            run.clone()
+        } else {
+            linked.start.min(run.start)..linked.end.max(run.end)
+        };
+        self.note_links(mapping, segment, run, published);
+        Ok(())
+    }
+
+    /// On-demand regions link at the list's page shift, so that one page can come and go (invariant 4).
+    fn largest_leaf(&self) -> LeafSize {
+        match self.mode {
+            Mode::Pinned => LeafSize::Huge,
+            Mode::OnDemand => LeafSize::Page,
+        }
+    }
+
+    /// Notes the links of `run` in the list, hidden, with the units that the IOMMU's leaves make of them.
+    fn note_links(&self, mapping: &Mapping, segment: &Segment, run: Range<u64>, published: &mut Published) {
+        let mut unit_end = run.start;
+        for index in run {
+            let before = self.list.load(index).expect("a page of the region");
+            published.arrival(before, segment);
+            let address = mapping.dma_address(page_bytes(index));
+            let mut entry = Entry::present(address, segment.path, segment.backing, false).cleared();
+            if index < unit_end {
+                entry = entry.continued();
+            } else {
+                unit_end = index + mapping.unit_at(page_bytes(index)) / PAGE_SIZE;
+            }
+            self.list.store(index, entry);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Bringing a region to life, up to the point where a key can be made for it.
+
+use super::core::{Core, Mode, State};
+use super::counters::Counters;
+use super::publish::PublishError;
+use super::teardown::Teardown;
+use crate::dma::{DmaDevice, IovaError, Mapping};
+use hw_model::addr::page_bytes;
+use hw_model::hca::{OutOfMemory, PageList};
+use hw_model::sync::{Arc, Mutex};
+use odp::fault::{FaultFailure, Want};
+use odp::notifier::Interval;
+use odp::space::{Access, UserRange, Watch, WatchError};
+
+/// Why a range could not be mapped for a device. Nothing is left behind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapRegionError {
+    /// A region holds at least one byte.
+    #[error("a region of 0 bytes; the smallest is 1")]
+    Empty,
+    /// Longer than the device allows.
+    #[error("{len} bytes is more than a region of this device may hold ({limit} bytes)")]
+    TooLong {
+        /// Bytes asked for.
+        len: u64,
+        /// Most bytes of a region.
+        limit: u64,
+    },
+    /// The address space cannot report changes of the range.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// No memory for the page list.
+    #[error(transparent)]
+    PageList(#[from] OutOfMemory),
+    /// No IOVA.
+    #[error(transparent)]
+    Iova(#[from] IovaError),
+    /// A page that must be present cannot be had or reached.
+    #[error("a page of the region cannot be had")]
+    Pages(#[from] FaultFailure<PublishError>),
+}
+
+/// A region without a key: mapped, watched, told of changes.
+pub(crate) struct Mapped {
+    pub(crate) core: Arc<Core>,
+    pub(crate) interval: Interval,
+    pub(crate) watch: Watch,
+}
+
+impl Mapped {
+    /// Maps the pages that hold `memory`. Whatever fails, nothing is left behind (invariant 12).
+    pub(crate) fn new(
+        device: &Arc<DmaDevice>,
+        memory: &UserRange,
+        mode: Mode,
+        writable: bool,
+    ) -> Result<Self, MapRegionError> {
+        let range = memory.range();
+        if range.is_empty() {
+            return Err(MapRegionError::Empty);
+        }
+        let limit = device.max_region();
+        if range.len() > limit {
+            return Err(MapRegionError::TooLong { len: range.len(), limit });
+        }
+        let pages = range.page_aligned();
+        let space = Arc::clone(memory.space());
+        let watch = space.watch(pages)?;
+        let list = Arc::new(PageList::new(pages.page_count())?);
+        let mapping = Mapping::try_alloc(device, page_bytes(pages.page_count()), pages.start().0)?;
+        let core = Arc::new(Core {
+            space,
+            device: Arc::clone(device),
+            pages,
+            list,
+            mapping,
+            mode,
+            writable,
+            state: Mutex::new(State::default()),
+            counters: Counters::default(),
+        });
+        let owner: Arc<dyn odp::notifier::Notify> = Arc::clone(&core) as _;
+        let interval = core.space.notifiers().register(pages, owner);
+        let mapped = Self { core, interval, watch };
+        match mapped.populate() {
+            Ok(()) => Ok(mapped),
+            Err(error) => {
+                Teardown::begin(mapped).wait();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Pinned regions have every page from the start; on-demand regions what is there already.
+    fn populate(&self) -> Result<(), FaultFailure<PublishError>> {
+        let want = match (self.core.mode, self.core.writable) {
+            (Mode::Pinned, true) => Want::Fault(Access::Write),
+            (Mode::Pinned, false) => Want::Fault(Access::Read),
+            (Mode::OnDemand, _) => Want::Snapshot,
+        };
+        self.core.bring(&self.interval.sequence(), self.core.pages, want)
+    }
+}

@@ -1,0 +1,4 @@
+//! What the command line, the tests, the benches and the examples share.
+
+pub mod machine;
+pub mod mixed;
