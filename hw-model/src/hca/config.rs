@@ -97,7 +97,8 @@ pub struct HcaConfig {
     pub rnr_timer: RnrTimer,
     /// How long a requester waits for an acknowledgement.
     pub ack_timeout: AckTimeout,
-    /// How often a requester asks again after a timeout or a sequence error, 0 to 7.
+    /// How often a requester asks again after a timeout or a sequence error, without any progress between. Real devices
+    /// have three bits for it, 7 at most; over a link that loses much, more is sensible.
     pub retry_count: u8,
     /// How often a requester asks again after a receiver-not-ready NAK, 0 to 6; 7 is for ever.
     pub rnr_retry: u8,

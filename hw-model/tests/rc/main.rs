@@ -1,5 +1,9 @@
 //! The HCA end to end over plain memory: two hosts, one fabric, hand-filled page lists.
 
+mod epoch;
 mod faults;
+mod refusals;
+mod threads;
 mod transfer;
+mod transport;
 mod world;

@@ -209,7 +209,8 @@ impl Pair {
     }
 
     pub fn over(config: HcaConfig, a: Box<dyn Link>, b: Box<dyn Link>) -> Self {
-        let (a, b) = (Host::new(a, config, 2048), Host::new(b, config, 2048));
+        // Two seeds, so that the keys of the two devices are not the same numbers.
+        let (a, b) = (Host::new(a, config, 2048), Host::new(b, HcaConfig { seed: 1, ..config }, 2048));
         let (qa, qb) = (a.qp(), b.qp());
         connect(&qa, &qb);
         Self { a, b, qa, qb, now: Time(0) }

@@ -188,6 +188,10 @@ impl Core {
             }
         }
         self.set_state(state);
+        if state == QpState::Reset {
+            // What was posted while the queue pair passed through the error state.
+            self.flush(context);
+        }
         Ok(())
     }
 
@@ -219,18 +223,18 @@ impl Core {
                 self.flush(context);
                 return Next::Nothing;
             }
-            (QpState::ReadyToReceive, Some(route)) => self.responder.next(route, &self.shared, context),
+            (QpState::ReadyToReceive, Some(route)) => self.responder.next(route, context),
             (QpState::ReadyToSend, Some(route)) => {
                 // In turns, so that neither a long read by the peer nor a long write to it starves the other way.
                 self.responder_next = !self.responder_next;
                 let first = if self.responder_next {
-                    self.responder.next(route, &self.shared, context)
+                    self.responder.next(route, context)
                 } else {
                     self.requester.next(route, &self.shared, context)
                 };
                 match first {
                     Next::Nothing if self.responder_next => self.requester.next(route, &self.shared, context),
-                    Next::Nothing => self.responder.next(route, &self.shared, context),
+                    Next::Nothing => self.responder.next(route, context),
                     other => other,
                 }
             }

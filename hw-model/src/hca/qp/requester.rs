@@ -486,7 +486,8 @@ impl Requester {
 
     /// Answers a gap in read responses, once for all the packets that show the same gap.
     fn recover(&mut self, context: &mut Context<'_>) -> Next {
-        if self.recovering {
+        let will_go_back = matches!(self.wait, Wait::Rnr { .. } | Wait::Page { landing: true, .. });
+        if self.recovering || will_go_back {
             return Next::Nothing;
         }
         self.recovering = true;

@@ -31,9 +31,9 @@ struct ReadJob {
     begun: bool,
 }
 
+/// What the peer is told besides acknowledgements.
 #[derive(Clone, Copy)]
 enum Reply {
-    Ack,
     NotReady(Psn),
     Refuse(NakCode, Psn),
 }
@@ -50,6 +50,8 @@ pub(super) struct Responder {
     message: Option<Message>,
     reads: VecDeque<ReadJob>,
     reply: Option<Reply>,
+    /// The peer wants to hear how far we are.
+    acknowledge: bool,
     /// The peer knows that it must go back: what comes out of order until then is dropped without a word.
     nak_sent: bool,
     fault: Option<Fault>,
@@ -66,6 +68,7 @@ impl Responder {
             message: None,
             reads: VecDeque::new(),
             reply: None,
+            acknowledge: false,
             nak_sent: false,
             fault: None,
             closing: false,
@@ -74,7 +77,7 @@ impl Responder {
     }
 
     /// Sends what is to be answered.
-    pub(super) fn next(&mut self, route: &Route, _shared: &Shared, context: &mut Context<'_>) -> Next {
+    pub(super) fn next(&mut self, route: &Route, context: &mut Context<'_>) -> Next {
         if let Some(job) = self.reads.front() {
             let bytes = route.mtu.bytes().min(job.left);
             let aeth = self.aeth(Syndrome::Ack);
@@ -104,20 +107,31 @@ impl Responder {
             });
         }
         let (psn, syndrome) = match self.reply.take() {
-            None => return Next::Nothing,
-            Some(Reply::Ack) => (self.expected.previous(), Syndrome::Ack),
             Some(Reply::NotReady(psn)) => {
                 context.counters.rnr_naks_sent.add(1);
                 (psn, Syndrome::RnrNak(self.rnr_timer))
             }
             Some(Reply::Refuse(code, psn)) => {
                 context.counters.naks_sent.add(1);
+                // It acknowledges what lies before it.
+                self.acknowledge = false;
                 (psn, Syndrome::Nak(code))
             }
+            None if self.acknowledge && !self.owes_a_read() => {
+                self.acknowledge = false;
+                (self.expected.previous(), Syndrome::Ack)
+            }
+            None => return Next::Nothing,
         };
         let header = Header::Acknowledge(self.aeth(syndrome));
         context.send(route, psn, false, header, Payload::EMPTY);
         if self.closing { Next::Close } else { Next::Again }
+    }
+
+    /// Whether the peer still has to ask for a read again that met a missing page: what came after it is acknowledged
+    /// after it.
+    fn owes_a_read(&self) -> bool {
+        self.fault.as_ref().is_some_and(|fault| fault.psn.since(self.expected) < 0)
     }
 
     fn aeth(&self, syndrome: Syndrome) -> Aeth {
@@ -150,7 +164,7 @@ impl Responder {
         if ahead < 0 && read.is_none() {
             // A write that was done before: say again how far we are (9.7.5).
             context.counters.duplicates.add(1);
-            self.acknowledge();
+            self.acknowledge = true;
             return Next::Again;
         }
         let packets = read.map_or(1, |reth| route.mtu.packets(reth.length));
@@ -222,9 +236,7 @@ impl Responder {
         self.message =
             (left > 0).then(|| Message { next: message.next.offset(u64::from(bytes)), left, ..message });
         self.executed(1, left == 0);
-        if ack_request {
-            self.acknowledge();
-        }
+        self.acknowledge |= ack_request;
     }
 
     /// A request of so many sequence numbers was executed.
@@ -232,8 +244,8 @@ impl Responder {
         self.expected = self.expected.offset(packets);
         self.messages = self.messages.wrapping_add(u32::from(ends_message));
         self.nak_sent = false;
-        // What was to be refused has come after all.
-        if !self.closing && !matches!(self.reply, Some(Reply::Ack)) {
+        // The packet that was missed has come after all.
+        if matches!(self.reply, Some(Reply::Refuse(NakCode::SequenceError, _))) {
             self.reply = None;
         }
     }
@@ -259,11 +271,14 @@ impl Responder {
             }
             self.reads.retain(|job| job.psn.since(psn) < 0 && !job.covers(psn, route));
         }
-        let possible = shared.access.contains(Access::REMOTE_READ)
-            && reth.length <= limits.message_bytes
-            && self.message.is_none()
-            && self.reads.len() < limits.reads as usize;
-        if !possible {
+        let full = self.reads.len() >= limits.reads as usize;
+        if duplicate && full {
+            context.counters.packets_dropped.add(1);
+            return Next::Again;
+        }
+        let out_of_order = !duplicate && (full || self.message.is_some());
+        let allowed = shared.access.contains(Access::REMOTE_READ) && reth.length <= limits.message_bytes;
+        if out_of_order || !allowed {
             self.refuse(NakCode::InvalidRequest, psn);
             return Next::Again;
         }
@@ -341,12 +356,6 @@ impl Responder {
         job.begun = true;
         if job.left == 0 {
             self.reads.pop_front();
-        }
-    }
-
-    fn acknowledge(&mut self) {
-        if !self.closing && !matches!(self.reply, Some(Reply::NotReady(_) | Reply::Refuse(..))) {
-            self.reply = Some(Reply::Ack);
         }
     }
 
