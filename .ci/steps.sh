@@ -110,7 +110,7 @@ install_packages() {
 }
 
 # has_command NAME: whether the command line has this subcommand yet.
-has_command() { cargo run -q --release -- help "$1" >/dev/null 2>&1 </dev/null; }
+has_command() { cargo run -q --release -- --help 2>/dev/null </dev/null | grep -q -E "^ +$1\b"; }
 
 # model_checked MODE: the packages that have tests for this model checker.
 model_checked() { grep -rlE "cfg\(all\(test, $1\)\)" hw-model/src odp/src mr/src | cut -d/ -f1 | sort -u; }
