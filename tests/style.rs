@@ -8,9 +8,25 @@ use std::path::{Component, Path, PathBuf};
 /// No production file has more lines of code than this; comments, blank lines and tests do not count.
 const MOST_LINES: usize = 450;
 
+/// Files that are longer, and what they may not exceed: these numbers only go down.
+const LONGER: &[(&str, usize)] =
+    &[("hw-model/src/hca/qp/requester.rs", 500), ("hw-model/src/iommu/page_table.rs", 540)];
+
 /// The only files that may hold `unsafe`. Each opens with the invariant that it keeps.
-const ISLANDS: &[&str] =
-    &["hw-model/src/bus/barrier.rs", "odp/src/space/user_range.rs", "odp/tests/notifier_allocations.rs"];
+const ISLANDS: &[&str] = &[
+    "hw-model/src/bus/barrier.rs",
+    "odp/src/space/process/copy.rs",
+    "odp/src/space/process/fork.rs",
+    "odp/src/space/process/recover.rs",
+    "odp/src/space/process/sys.rs",
+    "odp/src/space/process/view.rs",
+    "odp/src/space/user_range.rs",
+    "odp/tests/mapped/mod.rs",
+    "odp/tests/notifier_allocations.rs",
+    "src/mixed.rs",
+    "tests/lab/oracle/src/memory.rs",
+    "tests/lab/oracle/src/verbs.rs",
+];
 
 /// Production files that name `std::sync` although it is not the door, and what for.
 const PAST_THE_DOOR: &[(&str, &str)] =
@@ -149,11 +165,22 @@ fn has_word(line: &str, word: &str) -> bool {
 
 #[test]
 fn files_stay_short_enough_to_be_read_at_one_go() {
-    let long = sources().into_iter().filter_map(|source| {
+    let mut offences = Vec::new();
+    for source in sources() {
         let lines = source.production().len();
-        (lines > MOST_LINES).then(|| format!("{}: {lines} lines of code, {MOST_LINES} allowed", source.path))
-    });
-    expect_none(long.collect());
+        let allowed = match LONGER.iter().find(|(path, _)| *path == source.path) {
+            Some(_) if lines <= MOST_LINES => {
+                offences.push(format!("{}: {lines} lines of code; take it off the list", source.path));
+                continue;
+            }
+            Some((_, allowed)) => *allowed,
+            None => MOST_LINES,
+        };
+        if lines > allowed {
+            offences.push(format!("{}: {lines} lines of code, {allowed} allowed", source.path));
+        }
+    }
+    expect_none(offences);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::sync::Arc;
 ///
 /// Bytes are always copied in and out: memory that a device or another thread can change is never a Rust reference.
 /// A copy runs in increasing address order and its last byte (last aligned word, where there is one) is placed last.
-/// Callers are inside [`DmaEpoch::enter`] of [`HostMemory::epoch`].
+/// Callers are inside [`Slot::enter`](super::epoch::Slot::enter) of a slot of [`HostMemory::epoch`].
 pub trait HostMemory: Send + Sync {
     /// Copies `out.len()` bytes from `at`.
     ///
