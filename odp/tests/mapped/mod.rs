@@ -9,7 +9,7 @@ use hw_model::sync::atomic::{AtomicU64, Ordering};
 use hw_model::sync::{Arc, Mutex};
 use odp::notifier::{Notify, Raise};
 use odp::page::PageRun;
-use odp::space::process::{Options, ProcessSpace};
+use odp::space::process::{LentRange, Options, ProcessSpace};
 use odp::space::{Access, AddressSpace, FaultError};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::MemfdFlags;
@@ -125,9 +125,15 @@ impl Mapped {
 
     /// Puts fresh anonymous memory in the place of pages.
     pub fn replace(&self, page: u64, pages: u64) {
-        let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+        self.replace_with(page, pages, RW);
+    }
+
+    /// The same with a protection. Without access it is as good as an unmap, except that no other thread's memory can
+    /// come to lie there.
+    pub fn replace_with(&self, page: u64, pages: u64, protection: ProtFlags) {
+        let (flags, len) = (MapFlags::PRIVATE | MapFlags::FIXED, Self::len(pages));
         // SAFETY: ours, and nobody has references to it.
-        unsafe { rustix::mm::mmap_anonymous(self.pointer(page), Self::len(pages), RW, flags) }.expect("mmap");
+        unsafe { rustix::mm::mmap_anonymous(self.pointer(page), len, protection, flags) }.expect("mmap");
     }
 
     /// Puts pages of a file in the place of pages.
@@ -136,6 +142,12 @@ impl Mapped {
         // SAFETY: ours, and nobody has references to it.
         unsafe { rustix::mm::mmap(self.pointer(page), Self::len(pages), RW, flags, file, offset) }
             .expect("mmap");
+    }
+
+    /// Lends pages to have other memory put in their place.
+    pub fn lend(&self, page: u64, pages: u64) -> LentRange {
+        // SAFETY: ours; whatever takes them is dropped before this is.
+        unsafe { LentRange::new(self.part(page, pages)) }
     }
 
     /// Moves pages onto those of another mapping.

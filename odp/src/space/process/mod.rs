@@ -20,10 +20,13 @@
 //!
 //! After fork(2) the space belongs to the parent: in the child it refuses watches and reports no pages.
 
+mod bar;
 mod bell;
 mod capabilities;
 mod copy;
 mod coverage;
+mod cpu_access;
+mod dmabuf;
 mod fork;
 mod frames;
 mod mappings;
@@ -36,11 +39,17 @@ mod scan;
 mod segments;
 mod space;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod view;
 mod walk;
 mod watch;
 
+pub use bar::BarMemory;
 pub use capabilities::{Capabilities, OpenError, Options, Support};
 pub use copy::CopyMethod;
+pub use cpu_access::CpuAccess;
+pub use dmabuf::{DmabufError, DmabufMapping, PagePlace, PeerPart};
 pub use owned::{OwnedError, OwnedMemory};
 pub use space::{ProcessSpace, ProcessStats, Weakness};
+pub use view::LentRange;

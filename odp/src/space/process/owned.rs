@@ -122,7 +122,7 @@ impl OwnedMemory {
         let file = view::memory_file("anypage-owned", size, huge).map_err(refused)?;
         let align = if size >= HUGE_PAGE { HUGE_PAGE } else { PAGE_SIZE };
         let front = View::reserve(size, align).map_err(refused)?;
-        front.place(0, size, &file, 0).map_err(refused)?;
+        front.place(0, size, (&file, 0), false).map_err(refused)?;
         let back = Arc::new(View::of_file(&file, size).map_err(refused)?);
         let range = front.range();
         let base = space.memory.add_window(Arc::clone(&back));
@@ -229,7 +229,7 @@ impl Drop for OwnedMemory {
         let front = self.front.take();
         // The program's mapping goes inside: from then on a fault finds nothing to report.
         self.space.notifiers().invalidate(self.range, || drop(front));
-        self.space.segments.remove(self.range.start());
+        self.space.segments.remove(self.range);
         self.space.memory.remove_window(self.base);
     }
 }

@@ -4,8 +4,8 @@
 //! async-signal-safe calls, and leaves every fault outside the copy routine to whoever handled it before us.
 //!
 //! Installed once a process and never removed: a library that later installs its own handler and chains to ours must
-//! find ours in place. A program that replaces the handler without chaining takes the recovery away; a copy from memory
-//! that vanished then ends as any stray access does.
+//! find ours in place. A program that replaces the handler without chaining takes the recovery away (as Rust's own does
+//! when somebody sends the process a SIGSEGV); a copy from memory that vanished then ends as any stray access does.
 #![allow(unsafe_code)]
 
 use hw_model::sync::OnceLock;

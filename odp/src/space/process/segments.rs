@@ -48,11 +48,10 @@ impl Segments {
         Ok(())
     }
 
-    /// Removes the one that starts at `start`.
-    pub(super) fn remove(&self, start: VirtAddr) {
+    /// Removes the one at exactly `range`.
+    pub(super) fn remove(&self, range: VirtRange) {
         let mut list = self.list.write();
-        let removed =
-            list.iter().position(|segment| segment.range().start() == start).map(|at| list.remove(at));
+        let removed = list.iter().position(|segment| segment.range() == range).map(|at| list.remove(at));
         self.count.store(list.len(), Ordering::Release);
         drop(list);
         drop(removed);

@@ -15,6 +15,30 @@ use std::ffi::c_void;
 #[derive(Debug)]
 pub(super) struct View {
     range: VirtRange,
+    /// What a drop leaves: nothing, or, in a range lent by somebody, memory that cannot be accessed.
+    lent: bool,
+}
+
+/// A range of the program's address space, lent to have other memory put in its place.
+#[derive(Debug)]
+pub struct LentRange(VirtRange);
+
+impl LentRange {
+    /// Lends `range`.
+    ///
+    /// # Safety
+    /// The range is the caller's to give: nothing is mapped there that anybody refers to, and until whatever takes the
+    /// range has been dropped nobody else maps, unmaps or protects any of it. Then it is left mapped without access.
+    #[must_use]
+    pub unsafe fn new(range: VirtRange) -> Self {
+        Self(range)
+    }
+
+    /// The range lent.
+    #[must_use]
+    pub fn range(&self) -> VirtRange {
+        self.0
+    }
 }
 
 fn pointer(at: VirtAddr) -> *mut c_void {
@@ -33,7 +57,7 @@ impl View {
         let at = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), len(bytes)?, protection, MapFlags::SHARED, file, 0)
         }?;
-        Ok(Self::at(at, bytes))
+        Ok(Self::at(at, bytes, false))
     }
 
     /// Address space for `bytes`, aligned to `align` (a power of two), without access.
@@ -44,7 +68,7 @@ impl View {
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
             rustix::mm::mmap_anonymous(std::ptr::null_mut(), len(whole)?, ProtFlags::empty(), flags)
         }?;
-        let whole = Self::at(at, whole);
+        let whole = Self::at(at, whole, false);
         let start = VirtAddr(whole.range.start().0.next_multiple_of(align));
         let before = start.0 - whole.range.start().0;
         let after = align - before;
@@ -56,12 +80,17 @@ impl View {
             }
         }
         std::mem::forget(whole);
-        Ok(Self { range })
+        Ok(Self { range, lent: false })
     }
 
-    fn at(pointer: *mut c_void, bytes: u64) -> Self {
+    /// Takes over a range, whatever is mapped there now.
+    pub(super) fn lent(range: LentRange) -> Self {
+        Self { range: range.0, lent: true }
+    }
+
+    fn at(pointer: *mut c_void, bytes: u64, lent: bool) -> Self {
         let range = VirtRange::new(VirtAddr(pointer.expose_provenance() as u64), bytes);
-        Self { range: range.expect("the kernel maps within the address space") }
+        Self { range: range.expect("the kernel maps within the address space"), lent }
     }
 
     pub(super) fn range(&self) -> VirtRange {
@@ -69,17 +98,24 @@ impl View {
     }
 
     /// Puts `bytes` of `file` at `offset` in place of what is mapped `inside` bytes into the view. In one step: an access
-    /// meets the old pages or the new ones.
-    pub(super) fn place(&self, inside: u64, bytes: u64, file: impl AsFd, offset: u64) -> Result<(), Errno> {
+    /// meets the old pages or the new ones. With `resident` the pages are faulted in.
+    pub(super) fn place(
+        &self,
+        inside: u64,
+        bytes: u64,
+        (file, offset): (impl AsFd, u64),
+        resident: bool,
+    ) -> Result<(), Errno> {
         let at = self.part(inside, bytes);
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        let populate = if resident { MapFlags::POPULATE } else { MapFlags::empty() };
+        let flags = MapFlags::SHARED | MapFlags::FIXED | populate;
         // SAFETY: the part lies in this view, so only pages of the view are replaced, and no reference to them exists.
         unsafe { rustix::mm::mmap(pointer(at), len(bytes)?, protection, flags, file, offset) }.map(drop)
     }
 
     /// The address of `bytes` bytes `inside` the view.
-    fn part(&self, inside: u64, bytes: u64) -> VirtAddr {
+    pub(super) fn part(&self, inside: u64, bytes: u64) -> VirtAddr {
         assert!(
             inside.checked_add(bytes).is_some_and(|end| end <= self.range.len()),
             "{bytes:#x} bytes at {inside:#x} are not in a view of {:#x}",
@@ -93,9 +129,16 @@ impl Drop for View {
     fn drop(&mut self) {
         let Ok(bytes) = len(self.range.len()) else { return };
         let at = pointer(self.range.start());
-        // SAFETY: mapped by this view; nothing refers to it any more.
-        let left = unsafe { rustix::mm::munmap(at, bytes) };
-        debug_assert!(left.is_ok(), "{left:?}");
+        if self.lent {
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+            // SAFETY: the range was lent to this view until now.
+            let left = unsafe { rustix::mm::mmap_anonymous(at, bytes, ProtFlags::empty(), flags) };
+            debug_assert!(left.is_ok(), "one mapping in place of several cannot run out of mappings");
+        } else {
+            // SAFETY: mapped by this view; nothing refers to it any more.
+            let left = unsafe { rustix::mm::munmap(at, bytes) };
+            debug_assert!(left.is_ok(), "{left:?}");
+        }
     }
 }
 

@@ -136,20 +136,28 @@ impl Walker {
 
     /// Faults pages in. The error names the first page that failed.
     fn populate(&self, range: VirtRange, access: Access) -> Result<(), FaultError> {
+        let mut rounds = 0;
         let errno = loop {
             match sys::populate(range.start().0, range.len(), access == Access::Write) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(errno) => break errno,
+                Err(errno) => {
+                    if let Some(obstacle) = self.obstacle(range, access) {
+                        let before = obstacle.at().0 - range.start().0;
+                        if before > 0 {
+                            let before = VirtRange::new(range.start(), before).expect("part of the range");
+                            self.populate(before, access)?;
+                        }
+                        return Err(obstacle);
+                    }
+                    // The mappings allow it now; they may have changed since. A page that goes on failing has a reason.
+                    rounds += 1;
+                    if rounds == MAX_ROUNDS || pages_for(range.len()) > 1 {
+                        break errno;
+                    }
+                }
             }
         };
-        if let Some(obstacle) = self.obstacle(range, access) {
-            let before = obstacle.at().0 - range.start().0;
-            if before > 0 {
-                self.populate(VirtRange::new(range.start(), before).expect("part of the range"), access)?;
-            }
-            return Err(obstacle);
-        }
         let pages = pages_for(range.len());
         if pages > 1 {
             let half = page_bytes(pages / 2);

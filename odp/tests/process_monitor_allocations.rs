@@ -1,0 +1,96 @@
+//! The monitor thread does not allocate or free, whatever it is told: if it did, it could wait for itself.
+//!
+//! Unsafe island. Invariant: the allocator hands everything on to the system's, and counts.
+#![allow(unsafe_code)]
+
+mod mapped;
+
+use hw_model::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use mapped::{Mapped, Recorder, fault, memory_file, open, until};
+use odp::space::process::Options;
+use odp::space::{Access, AddressSpace, Rung};
+use rustix::fs::MemfdFlags;
+use rustix::mm::{Advice, MprotectFlags};
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// The thread whose calls are counted.
+static WATCHED: AtomicI32 = AtomicI32::new(0);
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+fn note() {
+    let watched = WATCHED.load(Ordering::Relaxed);
+    // SAFETY: gettid has no conditions.
+    if watched != 0 && unsafe { libc::gettid() } == watched {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is handed on as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        note();
+        // SAFETY: the caller's promise, handed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn monitor_thread() -> i32 {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("tasks");
+    let named = tasks.filter_map(Result::ok).find(|task| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "anypage-monitor")
+    });
+    let name = named.expect("the monitor has its name").file_name();
+    name.to_string_lossy().parse().expect("a thread id")
+}
+
+#[test]
+fn the_monitor_neither_allocates_nor_frees() {
+    let space = open(Options::default());
+    if space.capabilities().rung > Rung::Events {
+        println!(
+            "SKIPPED the_monitor_neither_allocates_nor_frees: userfaultfd {}",
+            space.capabilities().userfaultfd
+        );
+        return;
+    }
+    let (memory, place) = (Mapped::anonymous(64), Mapped::anonymous(64));
+    let file = memory_file(64, MemfdFlags::empty()).expect("memfd");
+    let shared = Mapped::shared_file(64, &file);
+    let _watches = [&memory, &shared].map(|mapped| space.watch(mapped.range()).expect("mapped"));
+    let recorder = Recorder::new();
+    let _intervals =
+        [&memory, &shared].map(|mapped| space.notifiers().register(mapped.range(), recorder.clone()));
+    until("the monitor has its name", || std::panic::catch_unwind(monitor_thread).is_ok());
+    WATCHED.store(monitor_thread(), Ordering::Relaxed);
+    for round in 0..200 {
+        let before = recorder.calls.load(Ordering::Relaxed);
+        let runs = fault(&space, memory.range(), Access::Write).expect("faultable");
+        fault(&space, shared.range(), Access::Write).expect("faultable");
+        memory.drop_pages(round % 60, 3);
+        shared.advise(round % 60, 2, Advice::LinuxRemove).expect("MADV_REMOVE");
+        memory.replace(0, 2);
+        memory.move_to(8, 2, &place, 8);
+        memory.replace(8, 2);
+        memory.protect(20, 1, MprotectFlags::READ);
+        let at = runs[0].start.offset(20 * hw_model::addr::PAGE_SIZE);
+        let run = runs.iter().find(|run| run.range().overlaps(memory.part(20, 1))).expect("faulted in");
+        let _ = space.memory().write(run.phys.offset(at.0 - run.start.0), &[1]);
+        memory.protect(20, 1, MprotectFlags::READ | MprotectFlags::WRITE);
+        until("owners are told", || recorder.calls.load(Ordering::Relaxed) >= before + 8);
+    }
+    until("suspects are looked into", || space.stats().suspected > 0);
+    WATCHED.store(0, Ordering::Relaxed);
+    let stats = space.stats();
+    assert!(stats.removed >= 400 && stats.unmapped >= 200 && stats.moved >= 200, "{stats:?}");
+    assert_eq!(CALLS.load(Ordering::Relaxed), 0, "calls of the allocator by the monitor");
+}
