@@ -28,6 +28,12 @@ pub mod thread {
     pub use std::thread::{Builder, JoinHandle, park_timeout, scope, sleep, spawn, yield_now};
 }
 
+/// Counts that tests keep over all executions of a model checker, which knows nothing of them.
+#[cfg(any(loom, shuttle))]
+pub mod outside {
+    pub use std::sync::atomic::{AtomicUsize, Ordering};
+}
+
 /// Threads of the model checker; time does not pass there, so a sleep is a chance for the others.
 #[cfg(any(loom, shuttle))]
 pub mod thread {
@@ -72,11 +78,12 @@ mod lock {
     #[cfg(shuttle)]
     use shuttle::sync as inner;
     use std::ops::{Deref, DerefMut};
+    use std::sync::PoisonError;
     use std::time::Duration;
 
     pub use inner::{RwLockReadGuard, RwLockWriteGuard};
 
-    /// A mutex whose poison is a panic.
+    /// A mutex without poison, as `parking_lot`'s is.
     #[derive(Debug)]
     pub struct Mutex<T>(inner::Mutex<T>);
 
@@ -100,7 +107,7 @@ mod lock {
             self.0.try_lock().ok().map(|inner| MutexGuard { lock: self, inner: Some(inner) })
         }
         fn lock_inner(&self) -> inner::MutexGuard<'_, T> {
-            self.0.lock().expect("a thread panicked while it held this lock")
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
     }
 

@@ -87,8 +87,8 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use hw_model::sync::outside::{AtomicUsize, Ordering as Count};
     use hw_model::sync::{Arc, Mutex, thread};
-    use std::sync::atomic::{AtomicUsize, Ordering as Count};
 
     /// Where the retry check stands.
     #[derive(Clone, Copy, PartialEq)]
