@@ -4,6 +4,7 @@
 //! software drains; memory is reached through [`bus::HostMemory`], which the address spaces of `odp` implement.
 
 pub mod addr;
+pub mod bounce;
 pub mod bus;
 pub mod fault_plan;
 pub mod hca;

@@ -58,7 +58,7 @@ pub enum StorageError {
 
 impl StorageError {
     /// The same in terms of the window that begins at `base`.
-    pub(super) fn at(self, base: PhysAddr) -> MemoryError {
+    pub(crate) fn at(self, base: PhysAddr) -> MemoryError {
         match self {
             Self::OutOfRange { offset, .. } => MemoryError::Unbacked { at: base.offset(offset) },
             Self::Vanished { offset } => MemoryError::Vanished { at: base.offset(offset) },

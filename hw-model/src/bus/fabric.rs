@@ -1,10 +1,12 @@
 //! The bus as a whole: what hangs from it, and where the BARs are.
 
 use super::bar::{Bar, BarStorage, RamStorage};
+use super::device::DeviceSpec;
 use super::port::{DmaPort, Master};
 use super::topology::{Acs, DeviceId, Forwarding, NodeKind, PeerRoute, PortId, Topology, TopologyError};
 use super::{HostMemory, ProviderId};
 use crate::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
+use crate::bounce::{BounceConfig, BouncePool};
 use crate::iommu::Domain;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, OnceLock};
@@ -24,16 +26,20 @@ pub struct BusConfig {
     pub bus_offset: u64,
     /// What the first host bridge forwards.
     pub forwarding: Forwarding,
+    /// The host's bounce pool, if it has one.
+    pub bounce: Option<BounceConfig>,
 }
 
 impl Default for BusConfig {
-    /// 8 TiB of 64-bit MMIO at 56 TiB, where servers have it; bus addresses equal to physical ones; forwarding allowed.
+    /// 8 TiB of 64-bit MMIO at 56 TiB, where servers have it; bus addresses equal to physical ones; forwarding allowed; no
+    /// bounce pool.
     fn default() -> Self {
         Self {
             mmio_base: PhysAddr(0x3800_0000_0000),
             mmio_size: 0x0800_0000_0000,
             bus_offset: 0,
             forwarding: Forwarding::Any,
+            bounce: None,
         }
     }
 }
@@ -48,37 +54,6 @@ pub enum Translation {
     Bypass,
     /// An IOMMU: DMA addresses are IOVAs of this domain.
     Domain(Arc<Domain>),
-}
-
-/// A device to be attached.
-#[derive(Clone, Debug)]
-pub struct DeviceSpec {
-    name: String,
-    under: Option<PortId>,
-    translation: Translation,
-}
-
-impl DeviceSpec {
-    /// A device without an IOMMU, on a root port of its own.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), under: None, translation: Translation::None }
-    }
-    /// Below this root port or switch downstream port.
-    #[must_use]
-    pub fn under(self, port: PortId) -> Self {
-        Self { under: Some(port), ..self }
-    }
-    /// Behind this.
-    #[must_use]
-    pub fn translation(self, translation: Translation) -> Self {
-        Self { translation, ..self }
-    }
-    /// Behind an IOMMU, in this domain.
-    #[must_use]
-    pub fn domain(self, domain: &Arc<Domain>) -> Self {
-        self.translation(Translation::Domain(Arc::clone(domain)))
-    }
 }
 
 /// Why a BAR cannot be.
@@ -121,6 +96,7 @@ pub enum BarError {
 pub struct Bus {
     memory: Arc<dyn HostMemory>,
     config: BusConfig,
+    bounce: Option<Arc<BouncePool>>,
     bars: [OnceLock<Arc<Bar>>; MAX_BARS],
     tree: Mutex<Tree>,
     first_bridge: PortId,
@@ -145,7 +121,10 @@ impl Bus {
         Self::with_config(memory, BusConfig::default())
     }
 
-    /// As [`Bus::new`], with BARs elsewhere.
+    /// As [`Bus::new`], with BARs elsewhere, or with a bounce pool.
+    ///
+    /// # Panics
+    /// If the host has no memory for the bounce pool, or it cannot be where it should be ([`BouncePool::new`]).
     #[must_use]
     pub fn with_config(memory: Arc<dyn HostMemory>, config: BusConfig) -> Arc<Self> {
         let mut topology = Topology::default();
@@ -154,6 +133,7 @@ impl Bus {
         Arc::new(Self {
             memory,
             config,
+            bounce: config.bounce.map(|pool| BouncePool::new(pool).expect("memory for the bounce pool")),
             bars: std::array::from_fn(|_| OnceLock::new()),
             tree: Mutex::new(tree),
             first_bridge,
@@ -172,6 +152,12 @@ impl Bus {
     #[must_use]
     pub fn config(&self) -> &BusConfig {
         &self.config
+    }
+
+    /// The bounce pool, if the host has one.
+    #[must_use]
+    pub fn bounce(&self) -> Option<&Arc<BouncePool>> {
+        self.bounce.as_ref()
     }
 
     /// The host bridge that every bus has.
@@ -221,9 +207,9 @@ impl Bus {
         };
         let place = tree.topology.add(NodeKind::Device, port, Acs::Off)?;
         let device = DeviceId(u32::try_from(tree.devices.len()).expect("fewer than 2^32 devices"));
-        tree.devices.push((place, spec.name));
+        tree.devices.push((place, spec.name.clone()));
         drop(tree);
-        Ok(DmaPort::new(Master::new(Arc::clone(self), device, spec.translation)))
+        Ok(DmaPort::new(Master::new(Arc::clone(self), device, spec)))
     }
 
     /// Gives `device` a BAR with `storage` behind it.

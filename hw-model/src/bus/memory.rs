@@ -1,6 +1,7 @@
 //! Host memory as a bus master reaches it, by physical address.
 
 use super::epoch::DmaEpoch;
+use super::private::PrivatePages;
 use crate::addr::PhysAddr;
 use crate::sync::Arc;
 
@@ -30,6 +31,12 @@ pub trait HostMemory: Send + Sync {
 
     /// Who is moving data to or from this memory at the moment.
     fn epoch(&self) -> &Arc<DmaEpoch>;
+
+    /// Which pages devices cannot reach, if this is the memory of an encrypted guest. Asked once a device; what is read
+    /// and written here is the CPU's view, which reaches private pages too.
+    fn private_pages(&self) -> Option<Arc<PrivatePages>> {
+        None
+    }
 }
 
 /// An atomic on a 64-bit word (InfiniBand Architecture Specification 1, 9.4.5).

@@ -18,19 +18,23 @@
 
 mod bar;
 mod barrier;
+mod device;
 mod epoch;
 mod fabric;
 mod memory;
 mod port;
+mod private;
 mod ram;
 mod topology;
 
 pub use crate::iommu::IommuFault;
 pub use bar::{Bar, BarStorage, RamStorage, StorageError};
+pub use device::{DeviceSpec, DmaLimits};
 pub use epoch::{Busy, Closed, DmaEpoch, Drain, MAX_SLOTS, Slot};
-pub use fabric::{BarError, Bus, BusConfig, DeviceSpec, MAX_BARS, Translation};
+pub use fabric::{BarError, Bus, BusConfig, MAX_BARS, Translation};
 pub use memory::{AtomicOp, HostMemory, MemoryError};
 pub use port::{DmaError, DmaPort, PeerRoutes};
+pub use private::PrivatePages;
 pub use ram::RamMemory;
 pub use topology::{Acs, DeviceId, Forwarding, NodeKind, PeerRoute, PortId, TopologyError};
 

@@ -4,10 +4,13 @@
 //! the device's domain, if it has one, and goes to RAM or, in the MMIO window, to a BAR through the host bridge. For RAM
 //! that is the translation and a comparison or two with constants of the bus: no lock, and nothing per BAR.
 
-use super::fabric::{Bus, DeviceSpec, MAX_BARS, Translation};
+use super::device::{DeviceSpec, DmaLimits};
+use super::fabric::{Bus, MAX_BARS, Translation};
+use super::private::PrivatePages;
 use super::topology::{DeviceId, PeerRoute};
-use super::{AtomicOp, Bar, DmaEpoch, HostMemory, MemoryError, ProviderId};
+use super::{AtomicOp, Bar, BarStorage, DmaEpoch, HostMemory, MemoryError, ProviderId};
 use crate::addr::{DmaAddr, Iova, PhysAddr};
+use crate::bounce::BouncePool;
 use crate::iommu::{DmaAccess, Domain, IommuFault};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU8, Ordering};
@@ -22,6 +25,12 @@ pub(super) struct Master {
     memory: Arc<dyn HostMemory>,
     device: DeviceId,
     translation: Translation,
+    limits: DmaLimits,
+    trusted: bool,
+    /// Address bits that the device has no wires for.
+    unreachable: u64,
+    private: Option<Arc<PrivatePages>>,
+    bounce: Option<Arc<BouncePool>>,
     /// Address bits above an IO page: a burst whose first and last byte differ in them needs two translations.
     page_mask: u64,
     /// What this device can reach of each BAR: 0 not yet known, else KNOWN and the bits below.
@@ -33,14 +42,26 @@ const BY_BUS_ADDRESS: u8 = 1 << 1;
 const THROUGH_HOST: u8 = 1 << 2;
 
 impl Master {
-    pub(super) fn new(bus: Arc<Bus>, device: DeviceId, translation: Translation) -> Self {
+    pub(super) fn new(bus: Arc<Bus>, device: DeviceId, spec: DeviceSpec) -> Self {
+        let DeviceSpec { translation, limits, trusted, .. } = spec;
         let page_mask = match &translation {
             Translation::Domain(domain) => !(domain.granule() - 1),
             Translation::None | Translation::Bypass => 0,
         };
         let memory = Arc::clone(bus.memory());
-        let reach = std::array::from_fn(|_| AtomicU8::new(0));
-        Self { bus, memory, device, translation, page_mask, reach }
+        Self {
+            device,
+            translation,
+            limits,
+            trusted,
+            unreachable: !limits.mask(),
+            private: memory.private_pages(),
+            bounce: bus.bounce().cloned(),
+            page_mask,
+            reach: std::array::from_fn(|_| AtomicU8::new(0)),
+            memory,
+            bus,
+        }
     }
 }
 
@@ -48,6 +69,7 @@ impl Master {
 enum Target<'a> {
     Memory(PhysAddr),
     Bar(&'a Bar, u64),
+    Bounce(&'a BouncePool, u64),
 }
 
 impl DmaPort {
@@ -78,6 +100,9 @@ impl DmaPort {
         match self.target(at, DmaAccess::Read)? {
             Target::Memory(phys) => Ok(self.0.memory.read(phys, out)?),
             Target::Bar(bar, offset) => Ok(bar.storage.read(offset, out).map_err(|e| e.at(bar.base))?),
+            Target::Bounce(pool, offset) => {
+                Ok(pool.storage().read(offset, out).map_err(|e| e.at(pool.base()))?)
+            }
         }
     }
 
@@ -95,6 +120,9 @@ impl DmaPort {
         match self.target(at, DmaAccess::Write)? {
             Target::Memory(phys) => Ok(self.0.memory.write(phys, data)?),
             Target::Bar(bar, offset) => Ok(bar.storage.write(offset, data).map_err(|e| e.at(bar.base))?),
+            Target::Bounce(pool, offset) => {
+                Ok(pool.storage().write(offset, data).map_err(|e| e.at(pool.base()))?)
+            }
         }
     }
 
@@ -106,6 +134,9 @@ impl DmaPort {
         match self.target(at, DmaAccess::Atomic)? {
             Target::Memory(phys) => Ok(self.0.memory.atomic(phys, op)?),
             Target::Bar(bar, offset) => Ok(bar.storage.atomic(offset, op).map_err(|e| e.at(bar.base))?),
+            Target::Bounce(pool, offset) => {
+                Ok(pool.storage().atomic(offset, op).map_err(|e| e.at(pool.base()))?)
+            }
         }
     }
 
@@ -124,6 +155,9 @@ impl DmaPort {
     #[inline]
     fn target(&self, at: DmaAddr, access: DmaAccess) -> Result<Target<'_>, DmaError> {
         let master = &*self.0;
+        if at.0 & master.unreachable != 0 {
+            return Err(DmaError::BeyondMask { at, bits: master.limits.mask_bits });
+        }
         if let Some(phys) = master.bus.mmio_from_bus(at)
             && let Some(target) = self.peer(phys)
         {
@@ -137,7 +171,30 @@ impl DmaPort {
             }
             Translation::None | Translation::Bypass => at.to_phys_identity(),
         };
-        if master.bus.is_mmio(phys) { self.behind_host_bridge(at, phys) } else { Ok(Target::Memory(phys)) }
+        if master.bus.is_mmio(phys) {
+            return self.behind_host_bridge(at, phys);
+        }
+        if master.bounce.is_some() || master.private.is_some() {
+            return self.guarded(phys);
+        }
+        Ok(Target::Memory(phys))
+    }
+
+    /// RAM of a host that has a bounce pool or private pages.
+    fn guarded(&self, phys: PhysAddr) -> Result<Target<'_>, DmaError> {
+        if let Some(pool) = &self.0.bounce {
+            let offset = phys.0.wrapping_sub(pool.base().0);
+            if offset < pool.size() {
+                return Ok(Target::Bounce(pool, offset));
+            }
+        }
+        match &self.0.private {
+            Some(private) if private.is_private(phys) => {
+                private.count_refused();
+                Err(DmaError::Private { at: phys })
+            }
+            _ => Ok(Target::Memory(phys)),
+        }
     }
 
     /// The BAR of a peer that sees this device's requests before the host bridge does.
@@ -204,6 +261,18 @@ impl DmaPort {
         &self.0.translation
     }
 
+    /// The limits of its DMA.
+    #[must_use]
+    pub fn limits(&self) -> &DmaLimits {
+        &self.0.limits
+    }
+
+    /// Whether it is trusted with whole IO pages.
+    #[must_use]
+    pub fn is_trusted(&self) -> bool {
+        self.0.trusted
+    }
+
     /// The domain it is in, if it is behind an IOMMU that translates.
     #[must_use]
     pub fn domain(&self) -> Option<&Arc<Domain>> {
@@ -264,6 +333,20 @@ pub enum DmaError {
     /// The memory behind the translation refused.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The device has not that many address lines.
+    #[error("DMA address {at} is beyond the device's {bits} bits")]
+    BeyondMask {
+        /// The address it was told to use.
+        at: DmaAddr,
+        /// Bits of its DMA mask.
+        bits: u32,
+    },
+    /// The page is private memory of an encrypted guest.
+    #[error("private memory at {at} cannot be reached by a device")]
+    Private {
+        /// The physical address used.
+        at: PhysAddr,
+    },
     /// Nothing on the bus answers to the address: no BAR there, or a host bridge that does not forward to it.
     #[error("nothing answers to bus address {at}")]
     Unrouted {

@@ -1,5 +1,8 @@
 use super::*;
-use crate::bus::{AtomicOp, DmaError, IommuFault, MemoryError, PeerRoutes, RamMemory};
+use crate::bounce::BounceRequest;
+use crate::bus::{
+    AtomicOp, DmaEpoch, DmaError, DmaLimits, IommuFault, MemoryError, PeerRoutes, PrivatePages, RamMemory,
+};
 use crate::iommu::{DomainConfig, Prot};
 
 const MIB: u64 = 1 << 20;
@@ -178,4 +181,80 @@ fn a_copy_past_the_end_of_a_bar_lands_nowhere() {
     let beyond = MemoryError::Unbacked { at: bar.base().offset(bar.size()) };
     assert_eq!(nic.write(last, &[1, 2]), Err(DmaError::Memory(beyond)));
     assert_eq!(stored(&bar, bar.size() - 1), 0);
+}
+
+#[test]
+fn a_device_cannot_put_more_address_on_the_bus_than_it_has_wires_for() {
+    let bus = Bus::new(memory());
+    let limits = DmaLimits { mask_bits: 20, ..DmaLimits::default() };
+    let device = bus.attach(DeviceSpec::new("old").limits(limits)).expect("fits");
+    device.write(DmaAddr((1 << 20) - 1), &[1]).expect("within 20 bits");
+    let at = DmaAddr(1 << 20);
+    assert_eq!(device.write(at, &[1]), Err(DmaError::BeyondMask { at, bits: 20 }));
+    assert_eq!((device.limits().last().0, device.is_trusted()), ((1 << 20) - 1, true));
+}
+
+/// The memory of an encrypted guest.
+struct Encrypted {
+    ram: Arc<RamMemory>,
+    private: Arc<PrivatePages>,
+}
+
+impl HostMemory for Encrypted {
+    fn read(&self, at: PhysAddr, out: &mut [u8]) -> Result<(), MemoryError> {
+        self.ram.read(at, out)
+    }
+    fn write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError> {
+        self.ram.write(at, data)
+    }
+    fn atomic(&self, at: PhysAddr, op: AtomicOp) -> Result<u64, MemoryError> {
+        self.ram.atomic(at, op)
+    }
+    fn epoch(&self) -> &Arc<DmaEpoch> {
+        self.ram.epoch()
+    }
+    fn private_pages(&self) -> Option<Arc<PrivatePages>> {
+        Some(Arc::clone(&self.private))
+    }
+}
+
+#[test]
+fn private_memory_is_stopped_at_the_bus_and_reached_through_the_bounce_pool() {
+    let private = Arc::new(PrivatePages::new());
+    private.make_private(PhysAddr(0), 4 * MIB);
+    private.share(PhysAddr(0x3000), PAGE_SIZE);
+    let memory =
+        Arc::new(Encrypted { ram: RamMemory::new(4 * MIB).expect("4 MiB"), private: Arc::clone(&private) });
+    let config = BusConfig { bounce: Some(BounceConfig::default()), ..BusConfig::default() };
+    let bus = Bus::with_config(Arc::clone(&memory) as _, config);
+    let bypass = bus.attach(DeviceSpec::new("bypass").untrusted()).expect("fits");
+    let behind = bus.attach(DeviceSpec::new("behind").domain(&domain())).expect("fits");
+    let mapped = behind.domain().expect("has one");
+    let iova = crate::addr::Iova(0x10_0000);
+    mapped.map(iova, PhysAddr(0x1000), 0x1000, Prot::READ_WRITE).expect("free");
+
+    let stopped = Err(DmaError::Private { at: PhysAddr(0x1004) });
+    let mut word = [0; 4];
+    assert_eq!(bypass.write(DmaAddr(0x1004), b"leak"), stopped);
+    assert_eq!(behind.read(iova.to_dma().offset(4), &mut word), stopped);
+    assert_eq!(private.refused(), 2);
+    bypass.write(DmaAddr(0x3000), b"open").expect("shared");
+
+    memory.write(PhysAddr(0x1004), b"mine").expect("the CPU reaches it");
+    let pool = bus.bounce().expect("configured");
+    let mut slot = memory.epoch().register().expect("a slot");
+    let burst = slot.enter().expect("open");
+    let ask =
+        BounceRequest { origin: PhysAddr(0x1004), len: 4, granule: PAGE_SIZE, trusted: bypass.is_trusted() };
+    let bounce = pool.map(ask, &*memory, &burst).expect("room");
+    let at = bounce.phys().to_dma_identity();
+    bypass.read(at, &mut word).expect("the pool is shared");
+    assert_eq!(&word, b"mine");
+    bypass.write(at, b"DMA!").expect("the pool is shared");
+    mapped.map(iova.offset(0x1000), bounce.phys().page_start(), 0x1000, Prot::READ_WRITE).expect("free");
+    behind.read(iova.offset(0x1004).to_dma(), &mut word).expect("through the IOMMU as well");
+    assert_eq!(&word, b"DMA!");
+    pool.unmap(bounce, &*memory, &burst).expect("RAM is there");
+    memory.read(PhysAddr(0x1004), &mut word).expect("the CPU reaches it");
+    assert_eq!(&word, b"DMA!");
 }
