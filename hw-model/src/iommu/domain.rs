@@ -6,6 +6,9 @@ use super::page_table::{
     Leaf, LeafCounts, LeafSize, MAX_GRANULE_SHIFT, MAX_WIDTH, MIN_GRANULE_SHIFT, MapError, PageTable, Prot,
     UnmapError,
 };
+use super::queue::{
+    DEFAULT_LENGTH, FLUSH_DESCRIPTORS, FlushTicket, InvalidationQueue, QueueFull, QueueStats,
+};
 use crate::addr::{Iova, PAGE_SHIFT, PhysAddr};
 use crate::bus::DeviceId;
 use crate::sync::Arc;
@@ -37,6 +40,8 @@ pub struct DomainConfig {
     pub audit: bool,
     /// Faults that the log keeps.
     pub fault_log: usize,
+    /// Descriptors that the invalidation queue holds, at least 2.
+    pub queue: usize,
 }
 
 impl Default for DomainConfig {
@@ -48,6 +53,7 @@ impl Default for DomainConfig {
             mode: FlushMode::Strict,
             audit: false,
             fault_log: 256,
+            queue: DEFAULT_LENGTH,
         }
     }
 }
@@ -77,6 +83,12 @@ pub enum ConfigError {
         /// Ways asked for.
         ways: usize,
     },
+    /// The invalidation queue cannot hold an invalidation and its wait.
+    #[error("an invalidation queue of {length} descriptors; one flush needs {FLUSH_DESCRIPTORS}")]
+    Queue {
+        /// Descriptors asked for.
+        length: usize,
+    },
 }
 
 /// Counters of a domain.
@@ -90,6 +102,8 @@ pub struct DomainStats {
     pub leaves_unmapped: [u64; 3],
     /// Calls that broke the contract and were refused: double mapping, hole, part of a leaf, misaligned, too wide.
     pub violations: u64,
+    /// The invalidation queue's own.
+    pub queue: QueueStats,
     /// DMAs that were stopped.
     pub faults: u64,
     /// DMAs that went through a translation the table no longer had. Counted with [`DomainConfig::audit`] only.
@@ -146,6 +160,7 @@ impl Gather {
 pub struct Domain {
     table: PageTable,
     iotlb: Option<Iotlb>,
+    queue: InvalidationQueue,
     config: DomainConfig,
     /// Sizes of leaves ever mapped, one bit each: what the IOTLB has to look for.
     sizes: AtomicU32,
@@ -174,9 +189,13 @@ impl Domain {
         {
             return Err(ConfigError::Iotlb { sets, ways });
         }
+        if config.queue < FLUSH_DESCRIPTORS {
+            return Err(ConfigError::Queue { length: config.queue });
+        }
         Ok(Arc::new(Self {
             table: PageTable::new(granule_shift, width),
             iotlb: config.iotlb.map(|iotlb| Iotlb::new(iotlb, granule_shift)),
+            queue: InvalidationQueue::new(config.queue),
             config,
             sizes: AtomicU32::new(1 << LeafSize::Page as u32),
             faults: FaultLog::new(config.fault_log),
@@ -334,7 +353,31 @@ impl Domain {
         self.invalidate(Iova(0), 1 << self.config.width);
     }
 
+    /// As [`Domain::flush`], without waiting: the invalidation is queued, and executed when [`Domain::run_queue`] gets to
+    /// it. For simulated worlds, in which the IOMMU takes its time.
+    ///
+    /// # Errors
+    /// [`QueueFull`]; nothing was queued.
+    pub fn submit_flush(&self, gather: Gather) -> Result<FlushTicket, QueueFull> {
+        self.queue.submit(Iova(gather.start), gather.len)
+    }
+
+    /// Whether a flush that was submitted is done: what it covers may be released.
+    #[must_use]
+    pub fn is_flushed(&self, ticket: FlushTicket) -> bool {
+        self.queue.is_done(ticket)
+    }
+
+    /// Lets the IOMMU execute up to `limit` descriptors of its queue. Gives how many there were to execute.
+    pub fn run_queue(&self, limit: usize) -> usize {
+        self.queue.run(limit, |iova, len| self.execute(iova, len))
+    }
+
     fn invalidate(&self, iova: Iova, len: u64) {
+        self.queue.submit_and_wait(iova, len, |iova, len| self.execute(iova, len));
+    }
+
+    fn execute(&self, iova: Iova, len: u64) {
         if let Some(iotlb) = &self.iotlb {
             iotlb.invalidate(iova, len, self.sizes.load(Ordering::Acquire));
         }
@@ -433,6 +476,7 @@ impl Domain {
             leaves_mapped,
             leaves_unmapped,
             violations: self.violations.load(Ordering::Relaxed),
+            queue: self.queue.stats(),
             faults: self.faults.total(),
             stale_hits: self.stale_hits.load(Ordering::Relaxed),
             mapped_bytes: LeafSize::ALL.into_iter().map(bytes).sum(),

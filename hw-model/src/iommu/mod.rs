@@ -12,9 +12,11 @@ mod fault;
 mod flush_queue;
 mod iotlb;
 mod page_table;
+mod queue;
 
 pub use domain::{ConfigError, Domain, DomainConfig, DomainStats, FlushMode, Gather};
 pub use fault::{DmaAccess, FaultLog, FaultRecord, IommuFault};
 pub use flush_queue::FlushQueue;
 pub use iotlb::{IotlbConfig, IotlbStats};
 pub use page_table::{LeafSize, MapError, Prot, UnmapError};
+pub use queue::{FlushTicket, QueueFull, QueueStats};

@@ -284,6 +284,42 @@ fn a_gather_is_flushed_by_one_command() {
 }
 
 #[test]
+fn a_queued_flush_is_done_when_its_wait_is_and_not_before() {
+    let domain =
+        Domain::new(DomainConfig { queue: 4, audit: true, ..DomainConfig::default() }).expect("possible");
+    domain.map_pages(Iova(0), PhysAddr(0), 4 * 4 * KIB, Prot::READ).expect("free");
+    for page in 0..4_u64 {
+        domain.translate(DEVICE, Iova(page << 12), Read).expect("mapped");
+    }
+    let submit = |page: u64| {
+        let gather = domain.unmap(Iova(page << 12), 4 * KIB).expect("mapped");
+        domain.submit_flush(gather)
+    };
+    let first = submit(0).expect("room");
+    let second = submit(1).expect("room");
+    assert_eq!(submit(2), Err(QueueFull { pending: 4, length: 4 }));
+    assert!(domain.translate(DEVICE, Iova(0), Read).is_ok(), "submitted is not executed");
+    assert_eq!(domain.run_queue(1), 1);
+    assert!(domain.translate(DEVICE, Iova(0), Read).is_err(), "executed");
+    assert!(!domain.is_flushed(first), "but software has not been told");
+    assert_eq!(domain.run_queue(1), 1);
+    assert!(domain.is_flushed(first) && !domain.is_flushed(second));
+    // A flush that waits runs what was queued before it, in order.
+    let gather = domain.unmap(Iova(3 << 12), 4 * KIB).expect("mapped");
+    domain.flush(gather);
+    assert!(domain.is_flushed(second));
+    let queue = domain.stats().queue;
+    assert_eq!((queue.descriptors, queue.waits, queue.pending), (6, 3, 0));
+    assert_eq!(domain.stats().iotlb.flushes, 3);
+    assert!(domain.translate(DEVICE, Iova(2 << 12), Read).is_ok(), "its flush was refused, and never came");
+    assert_eq!(domain.stats().stale_hits, 2);
+    let nothing = domain.submit_flush(Gather::EMPTY).expect("room");
+    assert_eq!((domain.run_queue(usize::MAX), domain.is_flushed(nothing)), (1, true), "a wait alone");
+    let refused = Domain::new(DomainConfig { queue: 1, ..DomainConfig::default() }).err();
+    assert_eq!(refused, Some(ConfigError::Queue { length: 1 }));
+}
+
+#[test]
 fn prepared_ranges_need_no_further_table() {
     let domain = domain();
     domain.prepare(Iova(GIB - 4 * KIB), 2 * MIB).expect("memory for tables");
