@@ -1,4 +1,5 @@
 //! What the command line, the tests, the benches and the examples share.
 
+pub mod demo;
 pub mod machine;
 pub mod mixed;

@@ -1,3 +1,34 @@
 //! The command line.
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// One RDMA memory region out of any mixture of pages: with no RDMA hardware, no kernel module and no root.
+#[derive(Parser)]
+#[command(
+    version,
+    about,
+    after_help = "Exit status: 0 all is well, 1 a check failed, 2 the command line or its input was wrong, 3 this machine cannot do it."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Registers a range of real mixed memory as one on-demand region, moves data through it while its pages really
+    /// change, and verifies every byte.
+    Demo(anypage::demo::Args),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Demo(args) => anypage::demo::main(&args),
+    }
+}

@@ -7,6 +7,7 @@
 
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::sync::Arc;
+use odp::space::process::LentRange;
 use odp::space::{AddressSpace, UserRange};
 use rustix::fd::AsFd;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -54,6 +55,7 @@ pub struct MixedMemory {
     reserved: (u64, u64),
     len: u64,
     parts: Vec<Part>,
+    lent: Vec<Part>,
 }
 
 impl MixedMemory {
@@ -78,6 +80,7 @@ impl MixedMemory {
             reserved: (start, reserve as u64),
             len,
             parts: Vec::new(),
+            lent: Vec::new(),
         };
         let mut offset = 0;
         for &(kind, len) in parts {
@@ -161,6 +164,19 @@ impl MixedMemory {
         range.keeping(Arc::clone(self) as _)
     }
 
+    /// Lends the first part of `kind` to whoever puts other memory in its place; `None` if there is no such part. A part
+    /// is lent once.
+    #[must_use]
+    pub fn lend(&mut self, kind: Kind) -> Option<LentRange> {
+        let index = self.parts.iter().position(|part| part.kind == kind && !self.lent.contains(part))?;
+        let part = self.parts[index];
+        self.lent.push(part);
+        let range = VirtRange::new(VirtAddr(self.base + part.offset), part.len)?;
+        // SAFETY: the part lies in our own reservation, nothing refers to it, and it is lent this once; we unmap nothing
+        // before we are dropped, and whoever borrowed it keeps no longer than that.
+        Some(unsafe { LentRange::new(range) })
+    }
+
     /// The parts, in order.
     #[must_use]
     pub fn parts(&self) -> &[Part] {
@@ -184,9 +200,23 @@ impl MixedMemory {
     /// If `page` is not in the range.
     #[must_use]
     pub fn kind_at(&self, page: u64) -> Kind {
+        self.part_at(page).kind
+    }
+
+    /// Whether page `page` lies in the second half of its part.
+    ///
+    /// # Panics
+    /// If `page` is not in the range.
+    #[must_use]
+    pub fn is_in_second_half(&self, page: u64) -> bool {
+        let part = self.part_at(page);
+        page * PAGE_SIZE - part.offset >= part.len / 2
+    }
+
+    fn part_at(&self, page: u64) -> &Part {
         let offset = page * PAGE_SIZE;
         let part = self.parts.iter().find(|part| (part.offset..part.offset + part.len).contains(&offset));
-        part.expect("a page of the range").kind
+        part.expect("a page of the range")
     }
 }
 

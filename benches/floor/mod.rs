@@ -1,0 +1,110 @@
+//! What registration is held against: the least that the kernel can be asked to do for the same range, and the price of a
+//! real pin.
+//!
+//! Unsafe island. Invariant: the calls here read memory of the range, or fault it in, and change no byte of it.
+#![allow(unsafe_code)]
+
+use hw_model::addr::VirtRange;
+use io_uring::IoUring;
+use rustix::mm::Advice;
+use std::ffi::c_void;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+/// One run of alike pages, as PAGEMAP_SCAN reports it (include/uapi/linux/fs.h `struct page_region`).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// include/uapi/linux/fs.h `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// All categories that the first kernels with the call know.
+const EVERY_CATEGORY: u64 = 0x7f;
+
+/// Populating and scanning with nothing around it.
+pub struct Floor {
+    pagemap: File,
+    regions: Vec<PageRegion>,
+}
+
+impl Floor {
+    /// `None` where the kernel has no PAGEMAP_SCAN.
+    pub fn new(probe: VirtRange) -> Option<Self> {
+        let pagemap = File::open("/proc/self/pagemap").ok()?;
+        let mut floor = Self { pagemap, regions: vec![PageRegion::default(); 4096] };
+        floor.scan(probe)?;
+        Some(floor)
+    }
+
+    /// MADV_POPULATE_WRITE.
+    pub fn populate(&self, range: VirtRange) {
+        let at = range.start().0 as *mut c_void;
+        // SAFETY: populating changes no byte, whatever refers to the range.
+        let populated = unsafe { rustix::mm::madvise(at, range.len() as usize, Advice::LinuxPopulateWrite) };
+        populated.expect("the range can be populated");
+    }
+
+    /// PAGEMAP_SCAN over the range, all categories; runs reported.
+    pub fn scan(&mut self, range: VirtRange) -> Option<usize> {
+        let mut argument = ScanArgument {
+            size: size_of::<ScanArgument>() as u64,
+            start: range.start().0,
+            end: range.end().0,
+            vec: self.regions.as_mut_ptr() as u64,
+            vec_len: self.regions.len() as u64,
+            return_mask: EVERY_CATEGORY,
+            ..ScanArgument::default()
+        };
+        let mut runs = 0;
+        while argument.start < argument.end {
+            // SAFETY: the argument is laid out as the kernel expects, and its vector is ours and that long.
+            let found = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+            runs += usize::try_from(found).ok()?;
+            argument.start = argument.walk_end;
+        }
+        Some(runs)
+    }
+}
+
+/// Real pins: io_uring registered buffers.
+pub struct RealPin(IoUring);
+
+impl RealPin {
+    /// `None` where io_uring is refused.
+    pub fn new() -> Option<Self> {
+        IoUring::new(2).ok().map(Self)
+    }
+
+    /// Pins and unpins the range; `false` if the kernel refuses (RLIMIT_MEMLOCK, mostly).
+    pub fn pin(&self, range: VirtRange) -> bool {
+        let buffer = libc::iovec { iov_base: range.start().0 as *mut c_void, iov_len: range.len() as usize };
+        // SAFETY: the range stays mapped until it is unregistered two lines on, and no request uses the buffer.
+        let pinned = unsafe { self.0.submitter().register_buffers(&[buffer]) }.is_ok();
+        if pinned {
+            self.0.submitter().unregister_buffers().expect("what was registered can be unregistered");
+        }
+        pinned
+    }
+}

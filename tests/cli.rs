@@ -1,0 +1,63 @@
+//! The command line as its users meet it: what it prints, and its exit status.
+
+use std::process::{Command, Output};
+
+fn anypage(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_anypage")).args(arguments).output().expect("the binary runs")
+}
+
+#[test]
+fn the_demo_verifies_every_byte_and_says_what_it_did() {
+    let output = anypage(&["demo", "--size", "16M", "--rounds", "2", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("--json prints JSON");
+    let number =
+        |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("{name} is a number in {report}"));
+    assert_eq!(number("mismatched_bytes"), 0);
+    assert_eq!(number("stale_translations"), 0);
+    assert_eq!(number("entries_total"), 4096);
+    for name in
+        ["verified_bytes", "entries_relinked", "faults", "invalidations", "pages_dropped", "pages_moved"]
+    {
+        assert!(number(name) > 0, "{name} is 0: the demo did not do what it says");
+    }
+    let kinds = report["pages_seen_by_kind"].as_object().expect("kinds");
+    assert!(kinds.len() >= 5, "only {kinds:?} were met");
+    assert_eq!(report["untouched_entries_unchanged"], true);
+}
+
+#[test]
+fn the_picture_has_no_colour_when_nobody_looks() {
+    let output = anypage(&["demo", "--size", "16M", "--rounds", "2"]);
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(text.contains("Every byte compared equal."), "{text}");
+    assert!(!text.contains('\u{1b}'), "an escape sequence went to a pipe");
+    assert!(text.contains("before\n") && text.contains("after\n") && text.contains("one cell is"), "{text}");
+}
+
+#[test]
+fn bad_sizes_are_refused_with_the_value_the_limit_and_what_to_do() {
+    let cases = [
+        ("0", "16777216"),
+        ("4096", "16777216"),
+        ("16777217", "16781312"),
+        ("989560464998400", "available"),
+        ("99999999T", "64 bits"),
+        ("lots", "256M"),
+        ("-1", "--size"),
+    ];
+    for (size, hint) in cases {
+        let output = anypage(&["demo", &format!("--size={size}")]);
+        let text = String::from_utf8_lossy(&output.stderr).replace('\n', " ");
+        assert_eq!(output.status.code(), Some(2), "--size {size}: {text}");
+        assert!(text.contains(size.trim_start_matches('-')), "--size {size} is not named: {text}");
+        assert!(text.contains(hint), "--size {size} does not say '{hint}': {text}");
+    }
+}
+
+#[test]
+fn help_names_the_exit_statuses() {
+    let output = anypage(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("Exit status"));
+}
