@@ -60,6 +60,7 @@ pub enum Verdict {
 impl Verdict {
     /// Whether the step is to fail.
     #[must_use]
+    #[inline]
     pub fn fails(self) -> bool {
         self == Self::Fail
     }
