@@ -7,7 +7,7 @@ use crate::space::{Access, FaultError};
 use hw_model::bus::{Busy, HostMemory};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Bytes = Vec<u8>;
 
@@ -24,8 +24,6 @@ struct ModelPage {
     index: u64,
     /// The process's own bytes, for what is not shared.
     own: Option<Bytes>,
-    /// A write fault was begun and not seen to its end: the page may have become the process's own without being written.
-    doubtful: bool,
 }
 
 /// Bytes an object's pages hold; absent ones are zero.
@@ -53,6 +51,9 @@ pub struct World {
     shared: Vec<ObjectId>,
     /// Changes begun and not finished, with the process they belong to.
     open: Vec<(Option<MmId>, SimOp)>,
+    /// Write faults that were begun and not seen to their end: the page may become the process's own without being
+    /// written, and even after something else was mapped there.
+    doubts: BTreeSet<(MmId, u64)>,
     rng: ChaCha8Rng,
     pub counts: Counts,
 }
@@ -83,6 +84,7 @@ impl World {
             files,
             shared,
             open: Vec::new(),
+            doubts: BTreeSet::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             counts: Counts::new(),
         }
@@ -144,7 +146,7 @@ impl World {
             let mut seen = zeroes();
             self.machine.host.read(phys, &mut seen).expect("the frame went under a burst");
             if let Some(process) = self.processes.iter().position(|p| p.space.id() == mm) {
-                self.settle_doubt(process, page);
+                self.settle_doubts();
                 if let Ok(expected) = self.expected(process, page, Access::Read) {
                     assert!(seen == expected, "a burst saw other bytes than page {page:#x} holds");
                     self.count("bursts across steps");
@@ -163,18 +165,32 @@ impl World {
         self.machine.host.check().expect("the host agrees with itself");
     }
 
-    /// Looks whether a page that may have been copied has been. From then on it no longer follows its object.
-    fn settle_doubt(&mut self, process: usize, page: u64) {
-        let Process { space, pages, .. } = &mut self.processes[process];
-        let Some(known) = pages.get_mut(&page).filter(|known| known.doubtful) else { return };
+    /// Looks which pages that may have been copied have been. They no longer follow their object.
+    fn settle_doubts(&mut self) {
+        if self.doubts.is_empty() {
+            return;
+        }
+        // While something is parked there may be more to come.
+        let all_seen = self.machine.host.stats().parked == 0;
         let kernel = self.machine.host.kernel.lock();
-        let Some(pte) = kernel.pte(space.id(), page) else { return };
-        if known.own.is_none() && kernel.cached(pte.place).is_none() {
-            known.doubtful = false;
-            known.own = Some(match pte.place {
-                kernel::Place::Swap(slot) => kernel.swap[&slot].bytes.to_vec(),
-                place => kernel.store.page(place).to_vec(),
-            });
+        for process in &mut self.processes {
+            let mm = process.space.id();
+            for (_, page) in self.doubts.range((mm, 0)..=(mm, u64::MAX)) {
+                let (Some(known), Some(pte)) = (process.pages.get_mut(page), kernel.pte(mm, *page)) else {
+                    continue;
+                };
+                let private = matches!(known.source, Source::Private { .. });
+                if private && known.own.is_none() && kernel.cached(pte.place).is_none() {
+                    known.own = Some(match pte.place {
+                        kernel::Place::Swap(slot) => kernel.swap[&slot].bytes.to_vec(),
+                        place => kernel.store.page(place).to_vec(),
+                    });
+                }
+            }
+        }
+        drop(kernel);
+        if all_seen {
+            self.doubts.clear();
         }
     }
 
@@ -243,7 +259,7 @@ impl World {
         let process = self.rng.random_range(0..self.processes.len());
         let page = self.some_page(process);
         let access = if self.chance(50) { Access::Write } else { Access::Read };
-        self.settle_doubt(process, page);
+        self.settle_doubts();
         let expected = self.expected(process, page, access);
         let offset = self.rng.random_range(0..PAGE_SIZE as usize);
         let len = self.rng.random_range(1..=(PAGE_SIZE as usize - offset).min(64));
@@ -255,10 +271,8 @@ impl World {
         };
         match (result, expected) {
             (Err(FaultError::Busy { .. } | FaultError::OutOfMemory { .. }), _) => {
-                if access == Access::Write
-                    && let Some(known) = self.processes[process].pages.get_mut(&page)
-                {
-                    known.doubtful = matches!(known.source, Source::Private { .. });
+                if access == Access::Write {
+                    self.doubts.insert((self.processes[process].space.id(), page));
                 }
                 self.count("busy");
             }
@@ -485,6 +499,7 @@ impl World {
     }
 
     fn finish(&mut self, mm: Option<MmId>, op: SimOp) {
+        self.settle_doubts();
         let (space_change, object_change) = (op.space_change(), op.object_change());
         match (op.finish(), space_change, object_change) {
             (Err(_), ..) => self.count("refused changes"),
@@ -520,7 +535,6 @@ impl World {
                         source: request.source,
                         index: first + n as u64,
                         own: None,
-                        doubtful: false,
                     };
                     pages.insert(page, known);
                 }
@@ -610,21 +624,14 @@ impl World {
         for process in 0..self.processes.len() {
             let pages: Vec<u64> = self.processes[process].pages.keys().copied().collect();
             for page in pages {
-                self.settle_doubt(process, page);
+                self.settle_doubts();
                 let expected = self.expected(process, page, Access::Read);
                 let space = &self.processes[process].space;
                 let mut seen = zeroes();
                 let result = space.cpu_read(VirtAddr::from_page_number(page), &mut seen);
                 match (result, expected) {
                     (Ok(()), Ok(expected)) => {
-                        assert!(
-                            seen == expected,
-                            "page {page:#x} of {process} differs: {:?} seen {:?} expected {:?} pte {:?}",
-                            self.processes[process].pages[&page].source,
-                            &seen[..8],
-                            &expected[..8],
-                            self.machine.host.kernel.lock().pte(self.processes[process].space.id(), page)
-                        )
+                        assert!(seen == expected, "page {page:#x} of {process} differs")
                     }
                     (Err(FaultError::OutOfMemory { .. }), _) => self.count("busy"),
                     (result, expected) => assert_eq!(result, expected.map(drop)),
