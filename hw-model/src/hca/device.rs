@@ -331,8 +331,9 @@ impl Hca {
             mailbox.wake();
             return;
         };
+        let now = self.now();
         for _ in 0..STEPS_OF_A_CALLER {
-            match engine.step(self.now()) {
+            match engine.step(now) {
                 Step::Worked => {}
                 Step::Blocked => break,
                 Step::Idle { wake_at } => {

@@ -79,8 +79,9 @@ fn run(hca: &Hca, index: usize, parker: &Parker, stop: &AtomicBool) {
 fn turn(hca: &Hca, index: usize) -> Step {
     let mut engine = hca.engine_at(index).lock();
     let mut step = Step::Worked;
+    let now = hca.now();
     for _ in 0..STEPS_A_TURN {
-        step = engine.step(hca.now());
+        step = engine.step(now);
         if step != Step::Worked {
             break;
         }

@@ -98,9 +98,8 @@ impl Engine {
 
     /// Does a bounded amount of work.
     pub(super) fn step(&mut self, now: Time) -> Step {
-        let device = Arc::clone(&self.device);
-        device.counters[self.index].steps.add(1);
-        let micro = device.config.micro_steps;
+        self.device.counters[self.index].steps.add(1);
+        let micro = self.device.config.micro_steps;
         if self.pending.is_some() {
             return match self.burst(now) {
                 Burst::Closed => Step::Blocked,
@@ -109,7 +108,7 @@ impl Engine {
         }
         let mut worked = self.collect(now);
         worked |= self.fire_timers(now);
-        let mut budget = device.config.max_burst as usize;
+        let mut budget = self.device.config.max_burst as usize;
         for _ in 0..TURNS_A_STEP {
             let (arrivals, packets) = if micro { (1, 1) } else { (ARRIVALS_A_TURN, PACKETS_A_TURN) };
             let mut turned = false;
@@ -119,7 +118,7 @@ impl Engine {
                 let qpn = packet.destination_qp;
                 let next = self.with(qpn, now, |core, context| core.receive(packet, context));
                 if next.is_none() {
-                    device.counters[self.index].packets_dropped.add(1);
+                    self.device.counters[self.index].packets_dropped.add(1);
                 }
                 match self.carry_out(qpn, next, now) {
                     Some(Burst::Over { bytes }) => budget = budget.saturating_sub(bytes),
@@ -158,8 +157,11 @@ impl Engine {
 
     /// Takes what others have left. True if there was something.
     fn collect(&mut self, now: Time) -> bool {
+        if !self.device.mailboxes[self.index].has_mail() {
+            return false;
+        }
         let mut mail = std::mem::take(&mut self.mail);
-        let some = self.device.mailboxes[self.index].collect(&mut mail);
+        self.device.mailboxes[self.index].collect(&mut mail);
         if self.arrived.is_empty() {
             std::mem::swap(&mut self.arrived, &mut mail.packets);
         } else {
@@ -184,7 +186,7 @@ impl Engine {
             }
         }
         self.mail = mail;
-        some
+        true
     }
 
     fn fire_timers(&mut self, now: Time) -> bool {
@@ -265,25 +267,25 @@ impl Engine {
 
     /// Goes on with the pending burst.
     fn burst(&mut self, now: Time) -> Burst {
-        let device = Arc::clone(&self.device);
         let Some(mut pending) = self.pending.take() else { return Burst::Over { bytes: 0 } };
         let Dma { direction, need, .. } = pending.dma;
         let mut result = Ok(());
         if !pending.translated {
             if self.slot.begin().is_err() {
-                device.counters[self.index].epoch_closed.add(1);
+                self.device.counters[self.index].epoch_closed.add(1);
                 self.pending = Some(pending);
                 return Burst::Closed;
             }
-            result = translate(&device.keys, (pending.pd, need), direction, &self.pieces, &mut self.spans);
-            if device.config.micro_steps && result.is_ok() {
+            let keys = &self.device.keys;
+            result = translate(keys, (pending.pd, need), direction, &self.pieces, &mut self.spans);
+            if self.device.config.micro_steps && result.is_ok() {
                 pending.translated = true;
                 self.pending = Some(pending);
                 return Burst::Halfway;
             }
         }
         if result.is_ok() {
-            result = transfer(&device.port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
+            result = transfer(&self.device.port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
         }
         self.slot.end();
         let bytes = pending.dma.payload.len();

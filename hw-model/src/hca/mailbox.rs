@@ -44,15 +44,11 @@ impl Mailbox {
         self.waiting.store(true, Ordering::SeqCst);
     }
 
-    /// Takes all there is in exchange for `empty`. False if there is nothing.
-    pub(super) fn collect(&self, empty: &mut Mail) -> bool {
-        if !self.has_mail() {
-            return false;
-        }
+    /// Takes all there is in exchange for `empty`.
+    pub(super) fn collect(&self, empty: &mut Mail) {
         let mut mail = self.mail.lock();
         self.waiting.store(false, Ordering::SeqCst);
         std::mem::swap(&mut *mail, empty);
-        true
     }
 
     pub(super) fn has_mail(&self) -> bool {
