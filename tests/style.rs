@@ -9,13 +9,13 @@ use std::path::{Component, Path, PathBuf};
 const MOST_LINES: usize = 450;
 
 /// Files that are longer, and what they may not exceed: these numbers only go down.
-const LONGER: &[(&str, usize)] =
-    &[("hw-model/src/hca/qp/requester.rs", 500), ("hw-model/src/iommu/page_table.rs", 540)];
+const LONGER: &[(&str, usize)] = &[("hw-model/src/iommu/page_table.rs", 540)];
 
 /// The only files that may hold `unsafe`. Each opens with the invariant that it keeps.
 const ISLANDS: &[&str] = &[
     "benches/floor/mod.rs",
     "hw-model/src/bus/barrier.rs",
+    "hw-model/tests/rc/burst.rs",
     "odp/src/space/process/copy.rs",
     "odp/src/space/process/fork.rs",
     "odp/src/space/process/recover.rs",

@@ -285,7 +285,8 @@ impl Engine {
             }
         }
         if result.is_ok() {
-            result = transfer(&self.device.port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
+            result =
+                transfer(&self.device.port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
         }
         self.slot.end();
         let bytes = pending.dma.payload.len();

@@ -67,11 +67,16 @@ pub enum FaultOutcome {
 
 /// The event queue of one HCA.
 pub struct FaultQueue {
-    events: Mutex<VecDeque<PageFault>>,
+    state: Mutex<State>,
     arrived: Condvar,
     waiters: AtomicU32,
     serial: AtomicU64,
     depth: usize,
+}
+
+struct State {
+    events: VecDeque<PageFault>,
+    interrupts: u32,
 }
 
 /// The queue has no room for another event.
@@ -82,7 +87,7 @@ impl FaultQueue {
     pub(super) fn new(depth: u32) -> Self {
         let depth = depth as usize;
         Self {
-            events: Mutex::new(VecDeque::with_capacity(depth)),
+            state: Mutex::new(State { events: VecDeque::with_capacity(depth), interrupts: 0 }),
             arrived: Condvar::new(),
             waiters: AtomicU32::new(0),
             serial: AtomicU64::new(0),
@@ -91,53 +96,63 @@ impl FaultQueue {
     }
 
     pub(super) fn post(&self, mut fault: PageFault) -> Result<FaultToken, QueueFull> {
-        let mut events = self.events.lock();
-        if events.len() >= self.depth {
+        let mut state = self.state.lock();
+        if state.events.len() >= self.depth {
             return Err(QueueFull);
         }
         fault.token.serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        events.push_back(fault);
-        drop(events);
+        state.events.push_back(fault);
+        drop(state);
+        self.wake();
+        Ok(fault.token)
+    }
+
+    fn wake(&self) {
+        // A waiter announces itself under the lock before it looks and sleeps: either it is seen here, or it sees what
+        // was put in before this call.
         if self.waiters.load(Ordering::SeqCst) > 0 {
-            drop(self.events.lock());
+            drop(self.state.lock());
             self.arrived.notify_one();
         }
-        Ok(fault.token)
     }
 
     /// The oldest event.
     pub fn next(&self) -> Option<PageFault> {
-        self.events.lock().pop_front()
+        self.state.lock().events.pop_front()
     }
 
-    /// The oldest event; sleeps until there is one, `timeout` at most.
+    /// The oldest event; sleeps until there is one. `None` after `timeout`, or when interrupted.
     pub fn wait(&self, timeout: Duration) -> Option<PageFault> {
         let end = Instant::now() + timeout;
-        let mut events = self.events.lock();
-        loop {
-            if let Some(fault) = events.pop_front() {
-                return Some(fault);
+        let mut state = self.state.lock();
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let event = loop {
+            if let Some(event) = state.events.pop_front() {
+                break Some(event);
             }
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
+            if state.interrupts > 0 || left.is_zero() {
+                state.interrupts = state.interrupts.saturating_sub(1);
+                break None;
             }
-            self.waiters.fetch_add(1, Ordering::SeqCst);
-            // A post that did not see this waiter yet had the lock before, so its event is here now.
-            if events.is_empty() {
-                self.arrived.wait_for(&mut events, left);
-            }
-            self.waiters.fetch_sub(1, Ordering::SeqCst);
-        }
+            self.arrived.wait_for(&mut state, left);
+        };
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        event
     }
 
-    /// Wakes all who wait; they look again and go on waiting if their time is not over. For a handler that is told to
-    /// stop by other means, wait in slices.
+    /// Makes one [`FaultQueue::wait`], one under way or the next, return without an event: to tell a handler to stop.
+    pub fn interrupt(&self) {
+        self.state.lock().interrupts += 1;
+        self.wake();
+    }
+
+    /// Events that wait for software.
     pub fn len(&self) -> usize {
-        self.events.lock().len()
+        self.state.lock().events.len()
     }
 
-    /// Whether no event waits.
+    /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -148,3 +148,19 @@ fn pages_that_come_and_go_under_traffic_lose_nothing() {
     assert_eq!(a.dma_refused + b.dma_refused, 0);
     drop(threads);
 }
+
+#[test]
+fn a_handler_that_waits_for_faults_can_be_told_to_stop() {
+    let host = Host::new(Box::new(Fabric::new().port()), threaded(), 1);
+    host.hca.faults().interrupt();
+    assert_eq!(host.hca.faults().wait(LONG), None, "an interrupt before the wait is not lost");
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let begun = Instant::now();
+            (host.hca.faults().wait(LONG), begun.elapsed())
+        });
+        host.hca.faults().interrupt();
+        let (event, slept) = waiter.join().expect("no panic");
+        assert!(event.is_none() && slept < LONG);
+    });
+}

@@ -158,3 +158,6 @@ impl KeySpec {
         Ok(self.first_page_offset + into)
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;

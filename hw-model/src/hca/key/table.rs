@@ -41,6 +41,22 @@ struct Writer {
     quarantine_max: usize,
 }
 
+impl Writer {
+    /// Keeps `key` from being given again until as many others have been destroyed as the quarantine holds.
+    fn set_aside(&mut self, key: Key) {
+        if self.quarantine_max == 0 {
+            return;
+        }
+        if self.quarantine.len() == self.quarantine_max
+            && let Some(old) = self.quarantine.pop_front()
+        {
+            self.quarantined.remove(&old);
+        }
+        self.quarantine.push_back(key);
+        self.quarantined.insert(key);
+    }
+}
+
 impl KeyTable {
     pub(in crate::hca) fn new(max: u32, quarantine: u32, seed: u64) -> Self {
         // At most half full, so that probes are short.
@@ -104,15 +120,7 @@ impl KeyTable {
         let gone = self.slot(slot).write().take();
         writer.free.push(slot);
         writer.live -= 1;
-        if writer.quarantine_max > 0 {
-            if writer.quarantine.len() == writer.quarantine_max
-                && let Some(old) = writer.quarantine.pop_front()
-            {
-                writer.quarantined.remove(&old);
-            }
-            writer.quarantine.push_back(key);
-            writer.quarantined.insert(key);
-        }
+        writer.set_aside(key);
         drop(writer);
         let (_, spec) = gone.expect("a key's slot is filled before its word and emptied after");
         Ok(spec)
@@ -141,6 +149,16 @@ impl KeyTable {
 
     pub(in crate::hca) fn live(&self) -> u64 {
         u64::from(self.writer.lock().live)
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_aside(&self, key: Key) {
+        self.writer.lock().set_aside(key);
+    }
+
+    #[cfg(test)]
+    pub(super) fn tombstones(&self) -> usize {
+        self.words.iter().filter(|word| word.load(Ordering::Relaxed) == TOMBSTONE).count()
     }
 
     fn home(&self, key: Key) -> usize {

@@ -320,7 +320,7 @@ impl Core {
         let next = match next {
             Next::Fail(status) => {
                 tracing::debug!(qpn = self.shared.qpn.0, ?status, "request failed");
-                self.requester.fail_oldest(status, &self.shared, context);
+                self.requester.end_oldest(status, &self.shared, context);
                 Next::Close
             }
             other => other,

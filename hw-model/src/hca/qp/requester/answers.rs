@@ -1,0 +1,150 @@
+//! From answers to completions (IBTA volume 1, 9.7.6).
+
+use super::{FOR_EVER, Requester, Wait};
+use crate::hca::key::Access;
+use crate::hca::qp::core::{Context, Dma, Next, Route, Work};
+use crate::hca::qp::queue::Shared;
+use crate::hca::request::Status;
+use crate::hca::translate::Direction;
+use crate::wire::{Aeth, Header, NakCode, Packet, Psn, RnrTimer, Syndrome};
+
+impl Requester {
+    pub(in crate::hca::qp) fn receive(
+        &mut self,
+        packet: Packet,
+        route: &Route,
+        shared: &Shared,
+        context: &mut Context<'_>,
+    ) -> Next {
+        // An answer to what was never sent, or was answered before, is a ghost (9.7.6).
+        let psn = packet.psn;
+        if psn.since(self.unacknowledged) < 0 || psn.since(self.highest) >= 0 {
+            context.counters.packets_dropped.add(1);
+            return Next::Nothing;
+        }
+        match packet.header {
+            Header::Acknowledge(Aeth { syndrome, .. }) => {
+                self.acknowledge(psn, syndrome, route, shared, context)
+            }
+            Header::ReadResponseFirst(_) | Header::ReadResponseMiddle => {
+                self.read_response(packet, false, route, shared, context)
+            }
+            Header::ReadResponseLast(_) | Header::ReadResponseOnly(_) => {
+                self.read_response(packet, true, route, shared, context)
+            }
+            _ => Next::Nothing,
+        }
+    }
+
+    fn acknowledge(
+        &mut self,
+        psn: Psn,
+        syndrome: Syndrome,
+        route: &Route,
+        shared: &Shared,
+        context: &mut Context<'_>,
+    ) -> Next {
+        let (answered, negative) = match syndrome {
+            Syndrome::Ack => (psn.next(), None),
+            Syndrome::RnrNak(_) | Syndrome::Nak(_) => (psn, Some(syndrome)),
+        };
+        if !self.advance(answered, route, shared, context) {
+            // A read before it has not had its data: its responses were lost (9.7.6).
+            return self.recover(context);
+        }
+        match negative {
+            None | Some(Syndrome::Ack) => Next::Again,
+            Some(Syndrome::RnrNak(timer)) => self.not_ready(psn, timer, context),
+            Some(Syndrome::Nak(code)) => {
+                context.counters.naks_received.add(1);
+                match code {
+                    NakCode::SequenceError => self.go_back(context),
+                    NakCode::InvalidRequest => Next::Fail(Status::RemoteInvalidRequestError),
+                    NakCode::RemoteAccess => Next::Fail(Status::RemoteAccessError),
+                    NakCode::RemoteOperational => Next::Fail(Status::RemoteOperationError),
+                }
+            }
+        }
+    }
+
+    fn not_ready(&mut self, psn: Psn, timer: RnrTimer, context: &mut Context<'_>) -> Next {
+        context.counters.rnr_naks_received.add(1);
+        if matches!(self.wait, Wait::Rnr { .. }) {
+            return Next::Nothing;
+        }
+        if self.rnr_left == 0 {
+            return Next::Fail(Status::RnrRetryExceeded);
+        }
+        if self.rnr_left != FOR_EVER {
+            self.rnr_left -= 1;
+        }
+        self.wait = Wait::Rnr { until: context.now.after(timer.nanoseconds()) };
+        self.ack_deadline = None;
+        self.seek(psn);
+        Next::Nothing
+    }
+
+    fn read_response(
+        &mut self,
+        packet: Packet,
+        last: bool,
+        route: &Route,
+        shared: &Shared,
+        context: &mut Context<'_>,
+    ) -> Next {
+        let Some(job) = self.jobs.iter().find(|job| job.is_read() && !job.done) else { return Next::Nothing };
+        let (first, awaited) = (job.first, job.awaited(route));
+        match packet.psn.since(awaited) {
+            ..0 => return Next::Nothing,
+            0 => {}
+            1.. => return self.recover(context),
+        }
+        if matches!(self.wait, Wait::Page { landing: true, .. }) {
+            return Next::Nothing;
+        }
+        // A response answers the writes before it too.
+        self.advance(first, route, shared, context);
+        let Some(job) = self.jobs.front() else { return Next::Nothing };
+        let bytes = route.mtu.bytes().min(job.wqe.length - job.received);
+        if packet.payload.len() != bytes as usize || last != (job.received + bytes == job.wqe.length) {
+            return Next::Fail(Status::BadResponseError);
+        }
+        if bytes == 0 {
+            self.landed(packet.psn, 0, route, shared, context);
+            return Next::Again;
+        }
+        job.pieces(job.received, bytes, context.pieces);
+        Next::Dma(Dma {
+            direction: Direction::Scatter,
+            need: Access::LOCAL_WRITE,
+            payload: packet.payload,
+            work: Work::Land { psn: packet.psn },
+        })
+    }
+
+    /// The response `psn` of the oldest request, a read, is in its place.
+    pub(super) fn landed(
+        &mut self,
+        psn: Psn,
+        bytes: u32,
+        route: &Route,
+        shared: &Shared,
+        context: &mut Context<'_>,
+    ) {
+        if let Some(job) = self.jobs.front_mut() {
+            job.received += bytes;
+            job.done = job.received == job.wqe.length;
+        }
+        self.advance(psn.next(), route, shared, context);
+    }
+
+    /// Answers a gap in read responses, once for all the packets that show the same gap.
+    pub(super) fn recover(&mut self, context: &mut Context<'_>) -> Next {
+        let will_go_back = matches!(self.wait, Wait::Rnr { .. } | Wait::Page { landing: true, .. });
+        if self.recovering || will_go_back {
+            return Next::Nothing;
+        }
+        self.recovering = true;
+        self.go_back(context)
+    }
+}
