@@ -229,3 +229,22 @@ fn a_stale_translation_is_counted_and_is_an_operational_error() {
         assert_eq!((a, b), if remote_side { (0, 1) } else { (1, 0) });
     }
 }
+
+#[test]
+fn a_read_that_faults_before_a_refused_request_is_still_answered() {
+    let mut pair = Pair::new(small_packets());
+    let (local, remote) = (pair.a.region(SIZE), pair.b.region(SIZE));
+    pair.b.fill(&remote, 0, &pattern(6, SIZE));
+    remote.absent(5);
+    let sges = [local.sge(0, SIZE as u32)];
+    let read = SendRequest::read(1, &sges, remote.remote(0));
+    let beyond = SendRequest::write(2, &sges, remote.remote(1));
+    pair.qa.post_send_list(&[read, beyond]).expect("posted");
+    pair.run(|_, fault| {
+        remote.present(remote.page_of(fault), true);
+        FaultOutcome::Resolved
+    });
+    let ends: Vec<_> = pair.a.take().iter().map(|c| (c.id.0, c.status)).collect();
+    assert_eq!(ends, [(1, Status::Success), (2, Status::RemoteAccessError)]);
+    assert_eq!(pair.a.bytes(&local, 0, SIZE), pattern(6, SIZE));
+}

@@ -337,8 +337,9 @@ impl Responder {
                 let at = PageAt { key, address, rest };
                 let wait = context.ask(shared, FaultKind::ByRemoteAccess, at, dma.direction);
                 self.fault = Some(Fault { psn, wait });
-                // The peer asks again for all that was not answered.
+                // The peer asks again for all that was not answered, a refused request too.
                 self.reads.clear();
+                self.closing = false;
                 self.not_ready(psn);
             }
             (Err(Obstacle::Key(_)), _) => self.refuse(NakCode::RemoteAccess, psn),
