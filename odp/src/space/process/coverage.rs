@@ -38,6 +38,11 @@ impl Coverage {
         );
     }
 
+    /// Places where the count changes.
+    pub(super) fn edges(&self) -> usize {
+        self.edges.len()
+    }
+
     /// Hands the covered parts of `range` to `part`.
     pub(super) fn covered(&self, range: VirtRange, mut part: impl FnMut(VirtRange)) {
         let mut join = Join::new();

@@ -44,6 +44,13 @@ pub(super) struct Events {
     pub(super) suspected: AtomicU64,
 }
 
+impl Events {
+    /// Events after which another mapping may be where one was.
+    pub(super) fn mapping_changes(&self) -> u64 {
+        self.unmapped.load(Ordering::Acquire) + self.moved.load(Ordering::Acquire)
+    }
+}
+
 /// What the thread works on.
 pub(super) struct Watched {
     pub(super) userfault: Option<Arc<NotInChildren>>,
@@ -160,7 +167,7 @@ impl Watched {
             }
             _ => return,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::AcqRel);
         for range in [first, second].into_iter().flatten() {
             self.invalidate(range);
         }

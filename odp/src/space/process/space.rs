@@ -159,6 +159,7 @@ impl ProcessSpace {
             segments: &self.segments,
             generations: &self.memory.generations,
             settle: self,
+            changes: self.events.mapping_changes(),
         }
     }
 
@@ -233,9 +234,7 @@ impl AddressSpace for ProcessSpace {
         let mut extents = Vec::new();
         for mapping in &mappings {
             for part in self.unowned(range, mapping) {
-                let extent = Watches::extent(part, mapping);
-                self.watches.cover(extent, mapping);
-                extents.push(extent);
+                extents.push(self.watches.cover(part, mapping));
             }
         }
         self.watching.fetch_add(1, Ordering::Relaxed);

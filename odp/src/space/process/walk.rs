@@ -31,6 +31,17 @@ const HUGE_SHIFT: u8 = 21;
 struct Scratch {
     mappings: Vec<Mapping>,
     regions: Vec<Region>,
+    recent: Option<Recent>,
+}
+
+/// The mapping that the last write fault met. While all pages in question are watched, it can only have been replaced
+/// with an event, and then either the count of changes is another, or an invalidation is about to come and make the walk
+/// worthless. What changes without an event is permission; that a page could just be populated for writing answers that.
+/// Saves a third of the cost of a fault on one page.
+#[derive(Clone, Copy)]
+struct Recent {
+    mapping: Mapping,
+    changes: u64,
 }
 
 /// Walks one address space.
@@ -47,6 +58,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) segments: &'a Segments,
     pub(super) generations: &'a Generations,
     pub(super) settle: &'a dyn Settle,
+    /// Mappings replaced or moved so far, as far as the kernel has told.
+    pub(super) changes: u64,
 }
 
 /// Who is told of what is mapped before any page of it is reported.
@@ -205,22 +218,41 @@ impl Walker {
         scratch: &mut Scratch,
         out: &mut Vec<PageRun>,
     ) -> Result<VirtAddr, FaultError> {
-        let Scratch { mappings, regions } = scratch;
+        let Scratch { mappings, regions, recent } = scratch;
+        let known = recent.take().filter(|recent| {
+            let same = recent.changes == around.changes && recent.mapping.range.contains(range);
+            same && want == Want::Usable(Access::Write) && recent.mapping.writable
+        });
         mappings.clear();
-        let failed = |_| FaultError::Busy { at: range.start() };
-        self.mappings.collect(range, mappings).map_err(failed)?;
+        match known {
+            Some(known) => mappings.push(known.mapping),
+            None => {
+                self.mappings.collect(range, mappings).map_err(|_| FaultError::Busy { at: range.start() })?
+            }
+        }
         let segments = around.segments.overlapping(range);
         let mut at = range.start();
+        let mut watched = self.scanner.is_precise() && segments.is_empty();
         for mapping in mappings.iter() {
             if mapping.range.start() > at {
                 break;
             }
             let piece = mapping.range.intersection(range).expect("collected because it overlaps");
-            let mut report = Report { around, mapping, segments: &segments, want, at: piece.start(), out };
+            let mut report = Report {
+                around,
+                mapping,
+                segments: &segments,
+                want,
+                at: piece.start(),
+                must_be_watched: known.is_some(),
+                watched: true,
+                out,
+            };
             if !report.is_owned(piece) {
                 around.settle.settle(piece, mapping);
             }
             self.piece(piece, regions, &mut report)?;
+            watched &= report.watched;
             at = report.at;
             if want == Want::Present {
                 at = piece.end();
@@ -230,6 +262,11 @@ impl Walker {
         }
         if at < range.end() && want == Want::Present {
             return Err(FaultError::NoMapping { at });
+        }
+        if let [mapping] = **mappings
+            && watched
+        {
+            *recent = Some(Recent { mapping, changes: around.changes });
         }
         Ok(at)
     }
@@ -249,8 +286,12 @@ impl Walker {
             let left = VirtRange::new(report.at, piece.end().0 - report.at.0).expect("the rest of the piece");
             let mut again = false;
             let scanned = self.scanner.present(left, regions, |present| {
-                let told = present.is.contains(PageIs::WATCHED) || report.is_owned(present.range);
-                if self.scanner.is_precise() && !told {
+                let watched = present.is.contains(PageIs::WATCHED);
+                report.watched &= watched;
+                if !watched && report.must_be_watched {
+                    return false;
+                }
+                if self.scanner.is_precise() && !watched && !report.is_owned(present.range) {
                     // Either nobody wants to be told of it, or a mapping took the place of one that was watched.
                     again = report.around.watches.renew(report.mapping, present.range);
                 }
@@ -273,6 +314,10 @@ struct Report<'a> {
     want: Want,
     /// Everything before has been reported, or is known not to be present.
     at: VirtAddr,
+    /// The mapping is remembered, and good only for watched pages: stop at any other.
+    must_be_watched: bool,
+    /// All pages seen so far are.
+    watched: bool,
     out: &'a mut Vec<PageRun>,
 }
 

@@ -1,10 +1,12 @@
 //! What is watched, and by what.
 //!
 //! The kernel splits a mapping where a registration ends, and a process may have only so many mappings (vm.max_map_count):
-//! ten thousand watched pages, each registered alone, would take twenty thousand. And a split inside a huge page splits
-//! that too. So what is registered are *extents*: an end of a watch is moved outward to the next [`EXTENT`] boundary where
-//! the whole unit lies in the mapping, and extents that meet are one. An application that drops a page near a watched
-//! one may so wait for the monitor for nothing, some 10 microseconds; nobody is told.
+//! ten thousand watched pages, each registered alone, would take twenty thousand. So what is registered are *extents*, and
+//! extents that meet are one. An extent is what a watch asks for, to the page, while there are few: more would keep other
+//! users of userfaultfd from their own memory beside it. Once there are [`CROWD`] edges, the ends of further extents are
+//! moved outward to the next [`EXTENT`] boundary, where the whole unit lies in the mapping, so that they grow together. An
+//! application that drops a page beside a watched one may then wait for the monitor for nothing, some 10 microseconds;
+//! nobody is told.
 //!
 //! A mapping that is put in the place of a watched one is not registered by the kernel. Walks see that (a scanned page
 //! says whether it is watched) and have it registered before they report any page of it.
@@ -14,13 +16,15 @@ use super::fork::NotInChildren;
 use super::mappings::{Mapping, Mappings};
 use super::polled::{self, Polled};
 use super::sys;
-use hw_model::addr::{VirtAddr, VirtRange};
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
 use hw_model::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
-/// Watches are rounded outward to multiples of this: a huge page.
-pub(super) const EXTENT: u64 = 2 << 20;
+/// Watches are rounded outward to multiples of this, once there are many: a huge page.
+const EXTENT: u64 = 2 << 20;
+/// Edges of extents that are many: a thirtieth of the mappings that a process may have by default.
+const CROWD: usize = 2048;
 
 /// The extents of one space.
 pub(super) struct Watches {
@@ -47,23 +51,17 @@ impl Watches {
         self.registrations.load(Ordering::Relaxed)
     }
 
-    /// The extent that a watch of `piece`, part of `mapping`, covers.
-    pub(super) fn extent(piece: VirtRange, mapping: &Mapping) -> VirtRange {
-        let unit = EXTENT.max(mapping.page_size);
-        let (start, end) = (piece.start().0 & !(unit - 1), piece.end().0.next_multiple_of(unit));
-        let start = if start >= mapping.range.start().0 { start } else { piece.start().0 };
-        let end = if end <= mapping.range.end().0 { end } else { piece.end().0 };
-        VirtRange::new(VirtAddr(start), end - start).expect("part of a mapping")
-    }
-
-    /// Covers an extent of `mapping` once more. What cannot be registered is polled.
-    pub(super) fn cover(&self, extent: VirtRange, mapping: &Mapping) {
+    /// Watches `piece` of `mapping`; the extent to [`Watches::uncover`] later. What cannot be registered is polled.
+    pub(super) fn cover(&self, piece: VirtRange, mapping: &Mapping) -> VirtRange {
         let mut fresh = Vec::new();
         let mut coverage = self.coverage.lock();
+        let unit = if coverage.edges() < CROWD { PAGE_SIZE } else { EXTENT };
+        let extent = extent(piece, mapping, unit.max(mapping.page_size));
         coverage.add(extent, |part| fresh.push(part));
         for part in fresh {
             self.register(part, mapping);
         }
+        extent
     }
 
     /// Covers an extent once less.
@@ -140,4 +138,12 @@ impl Watches {
             let _ = sys::userfault_unregister(userfault.fd(), piece.start().0, piece.len());
         }
     }
+}
+
+/// `piece` of `mapping` with its ends moved outward to multiples of `unit`, where the whole unit is mapped.
+fn extent(piece: VirtRange, mapping: &Mapping, unit: u64) -> VirtRange {
+    let (start, end) = (piece.start().0 & !(unit - 1), piece.end().0.next_multiple_of(unit));
+    let start = if start >= mapping.range.start().0 { start } else { piece.start().0 };
+    let end = if end <= mapping.range.end().0 { end } else { piece.end().0 };
+    VirtRange::new(VirtAddr(start), end - start).expect("part of a mapping")
 }

@@ -1,12 +1,10 @@
 //! Copies while other threads take the memory away: the process survives, and nothing is placed through a stale frame.
 
-mod mapped;
-
+use crate::mapped::{Mapped, Recorder, open, until};
 use hw_model::addr::{PAGE_SIZE, PhysAddr};
 use hw_model::bus::{AtomicOp, MemoryError};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use mapped::{Mapped, Recorder, open, until};
 use odp::space::process::Options;
 use odp::space::{Access, AddressSpace, FaultError, Rung};
 use rustix::mm::{MprotectFlags, ProtFlags};

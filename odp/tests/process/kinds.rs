@@ -1,10 +1,8 @@
 //! The process space tells every kind of page from every other, and refuses what has none.
 
-mod mapped;
-
+use crate::mapped::{Mapped, RW, disk_file, fault, memory_file, open, snapshot};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::bus::{AtomicOp, MemoryError};
-use mapped::{Mapped, RW, disk_file, fault, memory_file, open, snapshot};
 use odp::page::{Backing, PageRun};
 use odp::space::process::{CopyMethod, Options, OwnedMemory, ProcessSpace};
 use odp::space::{Access, AddressSpace, FaultError, Rung, WatchError};
@@ -50,7 +48,7 @@ fn every_kind_of_mapping_is_reported_as_what_it_is() {
         let shared_anonymous = Mapped::map(4, RW, MapFlags::SHARED, None).expect("shared anonymous memory");
         assert_eq!(one(&space, &shared_anonymous, Access::Write), (Backing::Shared, 4, true), "{way:?}");
 
-        match mapped::system_v(4) {
+        match crate::mapped::system_v(4) {
             Some(segment) => {
                 assert_eq!(one(&space, &segment, Access::Write), (Backing::Shared, 4, true), "{way:?}");
             }
@@ -247,11 +245,11 @@ fn owned_memory_has_frames_of_its_own_and_a_stale_one_moves_bytes() {
     owned.read_at(PAGE_SIZE, &mut seen).expect("in range");
     assert_eq!(&seen, b"devices");
 
-    let recorder = mapped::Recorder::new();
+    let recorder = crate::mapped::Recorder::new();
     let interval = space.notifiers().register(owned.range(), recorder.clone());
     owned.discard(PAGE_SIZE, PAGE_SIZE).expect("whole pages");
     let page = VirtRange::new(owned.range().start().offset(PAGE_SIZE), PAGE_SIZE).expect("a page");
-    assert_eq!(recorder.take(), [mapped::Told::Clear(page), mapped::Told::Unlink(page)]);
+    assert_eq!(recorder.take(), [crate::mapped::Told::Clear(page), crate::mapped::Told::Unlink(page)]);
     assert_eq!(snapshot(&space, owned.range()).iter().map(|run| run.pages).sum::<u64>(), 3);
     host.write(runs[0].phys.offset(PAGE_SIZE), b"wronged").expect("frames of owned memory are never refused");
     owned.read_at(PAGE_SIZE, &mut seen).expect("in range");
@@ -259,7 +257,7 @@ fn owned_memory_has_frames_of_its_own_and_a_stale_one_moves_bytes() {
 
     let (range, base) = (owned.range(), owned.physical_base());
     drop(owned);
-    assert_eq!(recorder.take(), [mapped::Told::Clear(range), mapped::Told::Unlink(range)]);
+    assert_eq!(recorder.take(), [crate::mapped::Told::Clear(range), crate::mapped::Told::Unlink(range)]);
     assert_eq!(host.read(base, &mut seen), Err(MemoryError::Unbacked { at: base }));
     // Another test may have mapped something there by now.
     let after = fault(&space, range, Access::Read).unwrap_or_default();

@@ -1,13 +1,11 @@
 //! A buffer between system memory and a BAR: each page moves alone, its owners are told before, its bytes come along,
 //! and devices and the CPU see the same bytes wherever it is.
 
-mod mapped;
-
+use crate::mapped::{Mapped, Recorder, Told, fault, open, snapshot};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtRange};
 use hw_model::bus::{BarStorage, MemoryError, ProviderId};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use mapped::{Mapped, Recorder, Told, fault, open, snapshot};
 use odp::page::Backing;
 use odp::space::process::{
     BarMemory, DmabufError, DmabufMapping, Options, PagePlace, PeerPart, ProcessSpace,
@@ -160,7 +158,7 @@ fn a_move_waits_for_the_cpu_and_an_access_may_nest() {
             buffer.move_to_peer(0..1).expect("in the buffer");
             moved.store(true, Ordering::Release);
         });
-        mapped::until("the mover has come", || asked.load(Ordering::Acquire) == 1);
+        crate::mapped::until("the mover has come", || asked.load(Ordering::Acquire) == 1);
         std::thread::sleep(Duration::from_millis(5));
         let mut byte = [1];
         buffer.read_at(0, &mut byte).expect("an access inside an access does not wait for the move");

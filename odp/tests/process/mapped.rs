@@ -2,7 +2,7 @@
 //!
 //! Unsafe island. Invariant: a [`Mapped`] owns the address range that it mapped, whatever parts of it are unmapped or
 //! replaced later, and no reference to its bytes is ever made.
-#![allow(unsafe_code, dead_code)]
+#![allow(unsafe_code)]
 
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
@@ -66,10 +66,6 @@ impl Mapped {
         whole.unmap(before + pages, all - before - pages);
         whole.pages = 0;
         Self { at: at + before * PAGE_SIZE, pages }
-    }
-
-    pub fn pages(&self) -> u64 {
-        self.pages
     }
 
     pub fn range(&self) -> VirtRange {
