@@ -24,8 +24,7 @@ struct Counting;
 
 fn note() {
     let watched = WATCHED.load(Ordering::Relaxed);
-    // SAFETY: gettid has no conditions.
-    if watched != 0 && unsafe { libc::gettid() } == watched {
+    if watched != 0 && rustix::thread::gettid().as_raw_nonzero().get() == watched {
         CALLS.fetch_add(1, Ordering::Relaxed);
     }
 }
