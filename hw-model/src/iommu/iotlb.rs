@@ -8,7 +8,7 @@
 //! page table while it holds the set's lock. An invalidation takes that lock after the table was changed: either the
 //! fill came first and what it put in is dropped, or it comes later and walks the changed table.
 
-use super::page_table::{Leaf, LeafSize};
+use super::leaf::{Leaf, LeafSize};
 use crate::addr::Iova;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, fence};

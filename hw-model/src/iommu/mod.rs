@@ -7,16 +7,20 @@
 //! used again. Sources: drivers/iommu/iommu.c (`iommu_map`, `iommu_unmap_fast`, `iommu_iotlb_gather`),
 //! drivers/iommu/dma-iommu.c (the flush queue), Intel VT-d specification chapter 6 (caching of translations).
 
+mod config;
 mod domain;
 mod fault;
 mod flush_queue;
 mod iotlb;
+mod leaf;
 mod page_table;
 mod queue;
 
-pub use domain::{ConfigError, Domain, DomainConfig, DomainStats, FlushMode, Gather};
+pub use config::{ConfigError, DomainConfig, DomainStats, FlushMode, Gather};
+pub use domain::Domain;
 pub use fault::{DmaAccess, FaultLog, FaultRecord, IommuFault};
 pub use flush_queue::FlushQueue;
 pub use iotlb::{IotlbConfig, IotlbStats};
-pub use page_table::{LeafSize, MapError, Prot, UnmapError};
+pub use leaf::{LeafSize, Prot};
+pub use page_table::{MapError, UnmapError};
 pub use queue::{FlushTicket, QueueFull, QueueStats};

@@ -1,5 +1,6 @@
 use super::*;
 use crate::iommu::DmaAccess::{Read, Write};
+use crate::iommu::IotlbConfig;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
