@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 const MOST_LINES: usize = 450;
 
 /// Files that are longer, and what they may not exceed: these numbers only go down.
-const LONGER: &[(&str, usize)] = &[("hw-model/src/iommu/page_table.rs", 540)];
+const LONGER: &[(&str, usize)] = &[];
 
 /// The only files that may hold `unsafe`. Each opens with the invariant that it keeps.
 const ISLANDS: &[&str] = &[

@@ -14,6 +14,7 @@
 
 use crate::addr::{DmaAddr, PAGE_SHIFT};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::zeroed_words;
 use std::fmt;
 
 bitflags::bitflags! {
@@ -245,7 +246,7 @@ impl PageList {
     pub fn new(pages: u64) -> Result<Self, OutOfMemory> {
         let refused = || OutOfMemory { entries: pages };
         let count = usize::try_from(pages).map_err(|_| refused())?;
-        let entries = zeroed(count).ok_or_else(refused)?;
+        let entries = zeroed_words(count).ok_or_else(refused)?;
         Ok(Self { entries })
     }
     /// Number of entries.
@@ -286,17 +287,6 @@ impl fmt::Debug for PageList {
 pub struct OutOfMemory {
     /// Entries asked for.
     pub entries: u64,
-}
-
-/// Zeroed straight from the allocator, so that untouched parts stay untouched.
-#[cfg(not(any(loom, shuttle)))]
-pub(super) fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
-    <[AtomicU64] as zerocopy::FromZeros>::new_box_zeroed_with_elems(count).ok()
-}
-
-#[cfg(any(loom, shuttle))]
-pub(super) fn zeroed(count: usize) -> Option<Box<[AtomicU64]>> {
-    Some((0..count).map(|_| AtomicU64::new(0)).collect())
 }
 
 #[cfg(test)]

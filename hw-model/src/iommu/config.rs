@@ -108,7 +108,7 @@ pub enum ConfigError {
 pub struct DomainStats {
     /// The IOTLB's own; zero without one.
     pub iotlb: IotlbStats,
-    /// Entries written by mapping, by leaf size in the order of [`LeafSize::ALL`].
+    /// Entries written by mapping, by leaf size in the order of [`LeafSize::ALL`](super::LeafSize::ALL)(super::LeafSize::ALL).
     pub leaves_mapped: [u64; 3],
     /// Entries taken down by unmapping, likewise.
     pub leaves_unmapped: [u64; 3],

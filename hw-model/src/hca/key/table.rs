@@ -8,9 +8,8 @@
 //! back, so the array stays clean however often keys come and go.
 
 use super::{CreateKeyError, KeySpec, KeyViolation, UnknownKey};
-use crate::hca::page_list::zeroed;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Mutex, OnceLock, RwLock};
+use crate::sync::{Mutex, OnceLock, RwLock, zeroed_words};
 use crate::wire::Key;
 use hashbrown::HashSet;
 use rand::{Rng, SeedableRng};
@@ -71,7 +70,7 @@ impl KeyTable {
             quarantine_max: quarantine as usize,
         };
         Self {
-            words: zeroed(words).unwrap_or_else(|| (0..words).map(|_| AtomicU64::new(EMPTY)).collect()),
+            words: zeroed_words(words).unwrap_or_else(|| (0..words).map(|_| AtomicU64::new(EMPTY)).collect()),
             chunks: (0..(max as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             writer: Mutex::new(writer),
             max,
