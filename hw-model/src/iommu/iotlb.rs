@@ -269,3 +269,6 @@ impl Iotlb {
         }
     }
 }
+
+#[cfg(all(test, shuttle))]
+mod schedules;

@@ -90,6 +90,7 @@ fn a_refused_mapping_leaves_nothing_and_an_earlier_one_stays() {
     }
     assert_eq!(domain.iova_to_phys(Iova(0x5000)), Some(PhysAddr(0x9000)));
     assert_eq!((domain.stats().violations, domain.stats().mapped_bytes), (1, 0x1000));
+    assert_eq!(domain.stats().iotlb.flushes, 1, "an engine may have met what was unwound");
     assert_eq!(
         domain.map(Iova(0x8000), PhysAddr(0), 0x1000, Prot::MMIO),
         Err(MapError::NoAccess { iova: Iova(0x8000) })
@@ -176,6 +177,20 @@ fn a_translation_stays_until_it_is_invalidated_and_is_gone_after() {
         let log = domain.faults().recent();
         assert_eq!(log[0].last_mapped, Some(PhysAddr(8 * GIB)), "the log says where a late DMA was bound");
         assert_eq!((log[0].device, log[0].iova, log[0].unsynced), (DEVICE, iova, false));
+    }
+}
+
+#[test]
+fn invalidating_any_part_of_a_leaf_drops_it() {
+    for (len, part) in [(2 * MIB, MIB), (GIB, 3 * MIB + 4 * KIB)] {
+        let domain = with_iotlb(1024, 4);
+        let iova = Iova(4 * GIB);
+        domain.map(iova, PhysAddr(8 * GIB), len, Prot::READ).expect("free");
+        domain.translate(DEVICE, iova, Read).expect("mapped");
+        domain.sync_map(iova.offset(len), 4 * KIB);
+        assert_eq!(domain.stats().iotlb.invalidated, 0, "beside it");
+        domain.sync_map(iova.offset(part), 4 * KIB);
+        assert_eq!(domain.stats().iotlb.invalidated, 1);
     }
 }
 
