@@ -225,6 +225,19 @@ impl FaultPlan {
         self.state.lock().rules.iter().map(|rule| (rule.rule.point.clone(), rule.fired)).collect()
     }
 
+    /// Fails the `nth` visit of any fallible point from now on (the first is 1), once, as [`FaultPlan::fail_nth`] does from
+    /// the start: so that a sweep can use one device for all its turns.
+    pub fn fail_nth_from_now(&self, nth: u64) {
+        let mut state = self.state.lock();
+        state.fail_visit = Some(state.fallible_visits + nth);
+        state.failed_at = None;
+    }
+
+    /// Fails nothing any more by number. Rules stay.
+    pub fn disarm(&self) {
+        self.state.lock().fail_visit = None;
+    }
+
     /// Where [`FaultPlan::fail_nth`] struck, if it did.
     #[must_use]
     pub fn failed_at(&self) -> Option<Point> {
@@ -338,6 +351,19 @@ mod tests {
         assert!(points.meet(MAP).fails());
         assert_eq!(plan.failed_at(), Some(MAP));
         assert_eq!(plan.visits(), [(WAKE, 1), (MAP, 1)]);
+    }
+
+    #[test]
+    fn a_sweep_can_begin_anew_and_be_called_off() {
+        let plan = FaultPlan::new(0, Vec::new());
+        assert!(fails(&plan, MAP, 3).is_empty());
+        plan.fail_nth_from_now(2);
+        assert_eq!(fails(&plan, MAP, 5), [2]);
+        assert_eq!(plan.failed_at(), Some(MAP));
+        plan.fail_nth_from_now(1);
+        assert_eq!(plan.failed_at(), None);
+        plan.disarm();
+        assert!(fails(&plan, MAP, 5).is_empty());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod device;
 pub mod dma;
+pub mod points;
 mod region;
 
 pub use device::{CompletionQueue, Device, ProtectionDomain, QueuePair, Region, RegisterOptions};

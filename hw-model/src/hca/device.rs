@@ -7,10 +7,12 @@ use super::fault::{FaultOutcome, FaultQueue, FaultToken};
 use super::key::{CreateKeyError, KeySpec, KeyTable, UnknownKey};
 use super::mailbox::Mailbox;
 use super::pd::{Pd, PdError, PdTable};
+use super::points;
 use super::qp::{CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition};
 use super::stats::{Counters, HcaStats, LiveObjects};
 use super::time::Time;
 use crate::bus::{DmaPort, MAX_SLOTS};
+use crate::fault_plan::Points;
 use crate::link::{Ingress, Link};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex};
@@ -24,6 +26,7 @@ use std::time::Instant;
 /// What the engines of a device share.
 pub(super) struct Device {
     pub(super) config: HcaConfig,
+    pub(super) points: Points,
     pub(super) port: DmaPort,
     pub(super) link: Box<dyn Link>,
     pub(super) gid: Gid,
@@ -77,6 +80,19 @@ impl Hca {
     /// # Errors
     /// See [`NewHcaError`].
     pub fn new(config: HcaConfig, port: DmaPort, link: Box<dyn Link>) -> Result<Arc<Self>, NewHcaError> {
+        Self::with_points(config, port, link, Points::OFF)
+    }
+
+    /// As [`Hca::new`], with what happens at its fault points ([`points`]).
+    ///
+    /// # Errors
+    /// See [`NewHcaError`].
+    pub fn with_points(
+        config: HcaConfig,
+        port: DmaPort,
+        link: Box<dyn Link>,
+        points: Points,
+    ) -> Result<Arc<Self>, NewHcaError> {
         if config.engines == 0 {
             return Err(NewHcaError::NoEngines);
         }
@@ -105,6 +121,7 @@ impl Hca {
             mailboxes: Arc::clone(&mailboxes),
             counters: slots.iter().map(|_| Counters::default()).collect(),
             config,
+            points,
             port,
             link,
         });
@@ -148,6 +165,9 @@ impl Hca {
     /// # Errors
     /// [`PdError::TooMany`].
     pub fn alloc_pd(&self) -> Result<Pd, PdError> {
+        if self.device.points.meet(points::ALLOC_PD).fails() {
+            return Err(PdError::TooMany { max: self.device.config.limits.pds });
+        }
         self.pds.alloc()
     }
 
@@ -165,6 +185,9 @@ impl Hca {
     /// See [`CreateKeyError`].
     pub fn create_key(&self, spec: KeySpec) -> Result<Key, CreateKeyError> {
         let pd = spec.pd;
+        if self.device.points.meet(points::CREATE_KEY).fails() {
+            return Err(CreateKeyError::TooMany { max: self.device.config.limits.keys });
+        }
         self.pds.hold(pd)?;
         self.device.keys.create(spec).inspect_err(|_| self.pds.release(pd))
     }
@@ -189,7 +212,8 @@ impl Hca {
         if entries == 0 || entries > limits.cq_entries {
             return Err(CreateCqError::Size { entries, max: limits.cq_entries });
         }
-        if self.cqs.fetch_add(1, Ordering::Relaxed) >= limits.cqs {
+        let refused = self.device.points.meet(points::CREATE_CQ).fails();
+        if self.cqs.fetch_add(1, Ordering::Relaxed) >= limits.cqs || refused {
             self.forget_cq();
             return Err(CreateCqError::TooMany { max: limits.cqs });
         }
@@ -229,7 +253,8 @@ impl Hca {
 
     fn number_qp(&self) -> Option<(Qpn, Psn)> {
         let mut numbers = self.qps.lock();
-        if numbers.live.len() >= self.device.config.limits.qps as usize {
+        let refused = self.device.points.meet(points::CREATE_QP).fails();
+        if numbers.live.len() >= self.device.config.limits.qps as usize || refused {
             return None;
         }
         loop {

@@ -29,6 +29,7 @@ mod key;
 mod mailbox;
 mod page_list;
 mod pd;
+pub mod points;
 mod qp;
 mod request;
 mod stats;

@@ -194,6 +194,11 @@ impl Entry {
     pub fn cleared(self) -> Self {
         Self(self.0 & !(Flags::VALID | Flags::WRITE).bits())
     }
+    /// The same entry before it was ever visible: hidden, and not seen. For links that are not shown yet.
+    #[must_use]
+    pub fn fresh(self) -> Self {
+        Self(self.cleared().0 & !Flags::SEEN.bits())
+    }
     /// The same entry with its link gone: only what the page was last is left.
     #[must_use]
     pub fn unlinked(self) -> Self {

@@ -59,7 +59,8 @@ impl DmaDevice {
     #[must_use]
     pub fn new(port: DmaPort, config: DmaConfig) -> Arc<Self> {
         let translation = if port.domain().is_some() { Translation::Iommu } else { Translation::Direct };
-        let ram = Backing::ALL.map(|backing| route(&config.case(translation, Target::of(backing, None))));
+        let way = |backing| reachable(route(&config.case(translation, Target::of(backing, None))));
+        let ram = Backing::ALL.map(way);
         // Where nothing translates, nothing is ever asked of it.
         let unused = IovaSpace { bits: 48, granule_shift: 12 };
         let iova = iova_space(&port).unwrap_or_else(|| IovaAllocator::new(unused));
@@ -126,7 +127,7 @@ impl DmaDevice {
             return Ok((self.ram[run.backing as usize]?, run.phys.to_dma_identity()));
         };
         let target = Target::of(run.backing, peers.route(&self.port, provider));
-        let path = route(&self.config.case(self.translates(), target))?;
+        let path = reachable(route(&self.config.case(self.translates(), target)))?;
         let address = match path {
             Path::BusAddress => {
                 let bar = self.port.bus().bar(provider).ok_or(Refusal::PeerUnreachable)?;
@@ -139,6 +140,15 @@ impl DmaDevice {
 
     fn translates(&self) -> Translation {
         if self.domain().is_some() { Translation::Iommu } else { Translation::Direct }
+    }
+}
+
+/// Regions have no bounce buffers behind them: what would need one is refused under either policy, rather than linked to
+/// memory that the device must not see.
+fn reachable(answer: Result<Path, Refusal>) -> Result<Path, Refusal> {
+    match answer {
+        Ok(Path::Bounce) => Err(Refusal::WouldBounce),
+        answer => answer,
     }
 }
 

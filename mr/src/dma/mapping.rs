@@ -70,6 +70,12 @@ pub enum UnlinkError {
     /// A hole, or part of a unit.
     #[error(transparent)]
     Unmap(#[from] UnmapError),
+    /// The IOVA was given back: what is there now is somebody else's.
+    #[error("the mapping at {iova} was freed")]
+    Freed {
+        /// Its first IOVA.
+        iova: Iova,
+    },
 }
 
 /// The IOVA was not given back, because this many bytes are still linked in it (invariant 5).
@@ -126,6 +132,11 @@ impl Mapping {
     pub fn dma_address(&self, offset: u64) -> DmaAddr {
         self.iova().offset(offset).to_dma()
     }
+    /// Whether the page at `offset` is linked to the page at `phys`.
+    #[must_use]
+    pub fn leads_to(&self, offset: u64, phys: PhysAddr) -> bool {
+        self.domain().iova_to_phys(self.iova().offset(offset)) == Some(phys)
+    }
     /// Bytes of the unit that is linked at `offset`: what has to be unlinked as a whole. 0 for a hole.
     #[must_use]
     pub fn unit_at(&self, offset: u64) -> u64 {
@@ -140,10 +151,16 @@ impl Mapping {
         if len == 0 || !aligned || end > self.len() { Err(error) } else { Ok(()) }
     }
 
-    fn check_live(&self) -> Result<(), LinkError> {
-        match self.linked.load(Ordering::Relaxed) {
-            FREED => Err(LinkError::Freed { iova: self.iova() }),
-            _ => Ok(()),
+    fn is_freed(&self) -> bool {
+        self.linked.load(Ordering::Acquire) == FREED
+    }
+
+    /// Counts `len` bytes as linked before they are, so that a free that comes in between refuses.
+    fn count(&self, len: u64) -> Result<(), LinkError> {
+        let counted = |linked: u64| (linked != FREED).then(|| linked + len);
+        match self.linked.fetch_update(Ordering::AcqRel, Ordering::Acquire, counted) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(LinkError::Freed { iova: self.iova() }),
         }
     }
 
@@ -169,16 +186,18 @@ impl Mapping {
     /// See [`LinkError`].
     pub fn link(&self, offset: u64, phys: PhysAddr, len: u64, largest: LeafSize) -> Result<(), LinkError> {
         self.check(offset, len)?;
-        self.check_live()?;
         let iova = self.iova().offset(offset);
         if self.device.points().meet(points::LINK).fails() {
             return Err(MapError::OutOfMemory { iova }.into());
         }
+        self.count(len)?;
         // Both directions always: the page list decides what the device may do, so that a permission upgrade of the
         // same page touches nothing here (mm/hmm.c maps DMA_BIDIRECTIONAL for the same reason).
-        self.domain().map_up_to(iova, phys, len, Prot::READ | Prot::WRITE, largest)?;
-        self.linked.fetch_add(len, Ordering::Relaxed);
-        Ok(())
+        let mapped = self.domain().map_up_to(iova, phys, len, Prot::READ | Prot::WRITE, largest);
+        if mapped.is_err() {
+            self.linked.fetch_sub(len, Ordering::AcqRel);
+        }
+        Ok(mapped?)
     }
 
     /// Makes everything linked in `[offset, offset + len)` usable by the device: once a batch.
@@ -188,6 +207,9 @@ impl Mapping {
     pub fn sync(&self, offset: u64, len: u64) -> Result<(), LinkError> {
         self.check(offset, len)?;
         let iova = self.iova().offset(offset);
+        if self.is_freed() {
+            return Err(LinkError::Freed { iova: self.iova() });
+        }
         if self.device.points().meet(points::SYNC).fails() {
             return Err(LinkError::Sync { iova });
         }
@@ -202,9 +224,12 @@ impl Mapping {
     /// See [`UnlinkError`].
     pub fn unlink(&self, offset: u64, len: u64) -> Result<(), UnlinkError> {
         self.check(offset, len)?;
+        if self.is_freed() {
+            return Err(UnlinkError::Freed { iova: self.iova() });
+        }
         let gather = self.domain().unmap(self.iova().offset(offset), len)?;
         self.domain().flush(gather);
-        self.linked.fetch_sub(len, Ordering::Relaxed);
+        self.linked.fetch_sub(len, Ordering::AcqRel);
         Ok(())
     }
 

@@ -3,36 +3,46 @@
 use super::core::Core;
 use super::counters::add;
 use super::publish::PublishError;
+use crate::points;
 use hw_model::addr::{PAGE_SIZE, VirtRange};
 use hw_model::sync::Arc;
-use odp::fault::{FaultFailure, FaultWork, Progress, Publication, Want};
+use odp::fault::{FaultFailure, FaultWork, Progress, Publication, RetryCheck, Want};
 use odp::notifier::Sequence;
+use odp::page::PageRun;
 use std::time::Duration;
 
 /// How long an attempt waits for an invalidation that is in its way.
 const INVALIDATION_WAIT: Duration = Duration::from_millis(100);
 
-/// Bytes that one step of bringing a range in covers: bounds the list of runs that is held at a time.
+/// Bytes that one step of bringing a range in covers: bounds the list of runs that is held at a time, and how long the
+/// region's lock is held to publish them.
 const STEP: u64 = 64 << 20;
 
+/// Bytes that the answer to one page-fault event brings in at most. The device asks again for what lies behind.
+pub(crate) const WINDOW: u64 = 16 << 20;
+
+/// Attempts at all the pages of a device's fault before it goes on with the first page alone.
+const ATTEMPTS: u32 = 20;
+
 impl Core {
-    /// Makes the pages of `range`, whole pages of the region, present in steps of bounded size.
+    /// Makes the pages of `range`, whole pages of the region, present in steps of bounded size. Gives how many entries it
+    /// wrote.
     pub(crate) fn bring(
         self: &Arc<Self>,
         sequence: &Arc<Sequence>,
         range: VirtRange,
         want: Want,
-    ) -> Result<(), FaultFailure<PublishError>> {
-        let mut done = 0;
+    ) -> Result<u64, FaultFailure<PublishError>> {
+        let (mut done, mut published) = (0, 0);
         while done < range.len() {
             let len = STEP.min(range.len() - done);
             let part = VirtRange::new(range.start().offset(done), len).expect("part of a range");
             let mut fault = RegionFault::new(self, Arc::clone(sequence), part, want);
             fault.prepare()?;
-            fault.run()?;
+            published += fault.run()?;
             done += len;
         }
-        Ok(())
+        Ok(published)
     }
 }
 
@@ -40,12 +50,21 @@ impl Core {
 pub(crate) struct RegionFault {
     core: Arc<Core>,
     work: FaultWork,
+    want: Want,
+    narrows: bool,
 }
 
 impl RegionFault {
     /// Wants the pages that hold `range`, which lies in the region.
     pub(crate) fn new(core: &Arc<Core>, sequence: Arc<Sequence>, range: VirtRange, want: Want) -> Self {
-        Self { core: Arc::clone(core), work: FaultWork::new(sequence, range.page_aligned(), want) }
+        let work = FaultWork::new(sequence, range.page_aligned(), want);
+        Self { core: Arc::clone(core), work, want, narrows: false }
+    }
+
+    /// The same for a device that asks again for what is still missing: where the range keeps changing, its first page
+    /// alone will do.
+    pub(crate) fn narrowing(self) -> Self {
+        Self { work: self.work.with_attempts(ATTEMPTS), narrows: true, ..self }
     }
 
     /// Makes the IO page tables that the links will need, while no lock is held.
@@ -59,29 +78,58 @@ impl RegionFault {
             .map_err(|error| FaultFailure::Publish(PublishError::Link { at: range.start(), error }))
     }
 
-    /// One step; never waits.
-    pub(crate) fn poll(&mut self) -> Result<Progress<()>, FaultFailure<PublishError>> {
+    /// One step; never waits. Gives how many entries it wrote.
+    pub(crate) fn poll(&mut self) -> Result<Progress<u64>, FaultFailure<PublishError>> {
         let core = &self.core;
         let attempts = self.work.attempts();
         let progress = self.work.poll(&*core.space, |runs, check| publication(core, runs, &check));
-        add(&core.counters.fault_retries, u64::from(self.work.attempts() > attempts));
-        progress
+        match progress {
+            Err(FaultFailure::Unsettled { range, attempts: made }) => {
+                add(&core.counters.fault_retries, u64::from(made - attempts));
+                self.narrow(range, made).map(|()| Progress::Again)
+            }
+            progress => {
+                add(&core.counters.fault_retries, u64::from(self.work.attempts() - attempts));
+                progress
+            }
+        }
     }
 
-    /// Steps to the end, waiting where an invalidation is in the way.
-    pub(crate) fn run(&mut self) -> Result<(), FaultFailure<PublishError>> {
-        let core = &self.core;
-        let outcome =
-            self.work.run(&*core.space, INVALIDATION_WAIT, |runs, check| publication(core, runs, &check));
-        add(&core.counters.fault_retries, u64::from(self.work.attempts()));
-        outcome
+    /// Steps to the end, waiting where an invalidation is in the way. Gives how many entries it wrote.
+    pub(crate) fn run(&mut self) -> Result<u64, FaultFailure<PublishError>> {
+        loop {
+            let core = &self.core;
+            let publish = |runs: &[PageRun], check: RetryCheck<'_>| publication(core, runs, &check);
+            match self.work.run(&*core.space, INVALIDATION_WAIT, publish) {
+                Err(FaultFailure::Unsettled { range, attempts }) => {
+                    add(&core.counters.fault_retries, u64::from(attempts));
+                    self.narrow(range, attempts)?;
+                }
+                outcome => {
+                    add(&core.counters.fault_retries, u64::from(self.work.attempts()));
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    /// Goes on with the first page alone, if that will do and there were more.
+    fn narrow(&mut self, range: VirtRange, attempts: u32) -> Result<(), FaultFailure<PublishError>> {
+        if !self.narrows || range.len() <= PAGE_SIZE {
+            return Err(FaultFailure::Unsettled { range, attempts });
+        }
+        let first = VirtRange::new(range.start(), PAGE_SIZE).expect("part of a range");
+        self.work.restart(first, self.want);
+        Ok(())
     }
 }
 
 fn publication(
     core: &Core,
-    runs: &[odp::page::PageRun],
-    check: &odp::fault::RetryCheck<'_>,
-) -> Result<Publication<()>, PublishError> {
-    Ok(if core.publish(runs, || !check.retry())? { Publication::Published(()) } else { Publication::Retry })
+    runs: &[PageRun],
+    check: &RetryCheck<'_>,
+) -> Result<Publication<u64>, PublishError> {
+    let _ = core.device.points().meet(points::PUBLISH);
+    let published = core.publish(runs, || !check.retry())?;
+    Ok(published.map_or(Publication::Retry, Publication::Published))
 }

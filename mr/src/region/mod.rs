@@ -16,7 +16,7 @@ mod teardown;
 pub(crate) use self::core::Core;
 pub use self::core::Mode;
 pub use counters::CounterValues;
-pub(crate) use fault::RegionFault;
+pub(crate) use fault::{RegionFault, WINDOW};
 pub use publish::PublishError;
 pub use register::MapRegionError;
 pub(crate) use register::Mapped;

@@ -52,8 +52,8 @@ impl Published {
 }
 
 impl Core {
-    /// Publishes `runs`, which were reported at a sequence number that `accepted` confirms under the lock. `false` if
-    /// it does not: nothing was done, begin again.
+    /// Publishes `runs`, which were reported at a sequence number that `accepted` confirms under the lock. Gives how many
+    /// entries were written; `None` if it does not confirm: nothing was done, begin again.
     ///
     /// All or nothing: when a page is refused, the links of this call are taken down again and no entry was stored.
     ///
@@ -63,13 +63,13 @@ impl Core {
         &self,
         runs: &[PageRun],
         accepted: impl FnOnce() -> bool,
-    ) -> Result<bool, PublishError> {
+    ) -> Result<Option<u64>, PublishError> {
         let mut state = self.state.lock();
         if state.closing {
             return Err(PublishError::Closing);
         }
         if !accepted() {
-            return Ok(false);
+            return Ok(None);
         }
         let mut published = Published::default();
         self.link_all(&mut state, runs, &mut published)?;
@@ -79,7 +79,7 @@ impl Core {
         add(&self.counters.entries_published, published.entries);
         add(&self.counters.entries_relinked, published.relinked);
         add(&self.counters.entries_changed_kind, published.changed_kind);
-        Ok(true)
+        Ok(Some(published.entries))
     }
 
     fn segments<'a>(
@@ -107,7 +107,11 @@ impl Core {
                 continue;
             }
             let entry = if segment.path.is_linked() {
-                before.shown(write)
+                if before.was_seen() {
+                    // Hidden with its link in place, and counted by nobody so far.
+                    published.arrival(before, segment);
+                }
+                before.relabelled(segment.backing).shown(write)
             } else {
                 published.arrival(before, segment);
                 let address = segment.unlinked_address(index - first);
@@ -148,13 +152,35 @@ impl Core {
                 .map_err(|error| PublishError::Link { at: self.page_address(linked.start), error })
         });
         if outcome.is_err() {
-            self.unlink_hidden(state, linked);
+            self.unlink_fresh(state, linked);
         }
         outcome
     }
 
-    /// Links the pages of `segment` that are not present. What is linked is noted in the list, hidden, so that it can be
-    /// taken down again if the call fails further on.
+    /// Takes down what this call linked in `span`. No device has seen it, so there is nothing to drain; what is linked
+    /// there besides may still be in use (see [`Core::link_segment`]) and stays.
+    fn unlink_fresh(&self, state: &mut State, span: Range<u64>) {
+        let is_fresh = |index: u64| {
+            let entry = self.list.load(index).expect("a page of the region");
+            entry.is_linked() && !entry.is_valid() && !entry.was_seen()
+        };
+        let mut index = span.start;
+        while index < span.end {
+            let start = index;
+            while index < span.end && is_fresh(index) {
+                index += 1;
+            }
+            self.unlink_hidden(state, start..index);
+            index += 1;
+        }
+    }
+
+    /// Links the pages of `segment` that are not present. What is linked is noted in the list, hidden and not yet seen, so
+    /// that it can be taken down again if the call fails further on.
+    ///
+    /// A page that is hidden but still linked was left so by an invalidation that was not allowed to wait, or whose unit
+    /// came back in part. DMA that began before it was hidden may be under way, so it is not unlinked here: the link is
+    /// used again. Should it lead elsewhere, which no protocol-abiding space brings about, the IOMMU refuses to link over it.
     fn link_segment(
         &self,
         state: &mut State,
@@ -172,9 +198,12 @@ impl Core {
                 run = index + 1..index + 1;
                 continue;
             }
-            if entry.is_linked() {
-                // Left hidden by an invalidation that was not allowed to wait and gave up.
-                self.unlink_hidden(state, index..index + 1);
+            if entry.is_linked()
+                && mapping.leads_to(page_bytes(index), segment.phys_at(self.page_address(index)))
+            {
+                self.link_run(state, mapping, segment, run, linked, published)?;
+                run = index + 1..index + 1;
+                continue;
             }
             run.end = index + 1;
         }
@@ -226,7 +255,7 @@ impl Core {
             let before = self.list.load(index).expect("a page of the region");
             published.arrival(before, segment);
             let address = mapping.dma_address(page_bytes(index));
-            let mut entry = Entry::present(address, segment.path, segment.backing, false).cleared();
+            let mut entry = Entry::present(address, segment.path, segment.backing, false).fresh();
             if index < unit_end {
                 entry = entry.continued();
             } else {

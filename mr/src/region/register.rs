@@ -5,6 +5,7 @@ use super::counters::Counters;
 use super::publish::PublishError;
 use super::teardown::Teardown;
 use crate::dma::{DmaDevice, IovaError, Mapping};
+use crate::points;
 use hw_model::addr::page_bytes;
 use hw_model::hca::{OutOfMemory, PageList};
 use hw_model::sync::{Arc, Mutex};
@@ -66,6 +67,9 @@ impl Mapped {
         let pages = range.page_aligned();
         let space = Arc::clone(memory.space());
         let watch = space.watch(pages)?;
+        if device.points().meet(points::PAGE_LIST).fails() {
+            return Err(OutOfMemory { entries: pages.page_count() }.into());
+        }
         let list = Arc::new(PageList::new(pages.page_count())?);
         let mapping = Mapping::try_alloc(device, page_bytes(pages.page_count()), pages.start().0)?;
         let core = Arc::new(Core {
@@ -98,6 +102,6 @@ impl Mapped {
             (Mode::Pinned, false) => Want::Fault(Access::Read),
             (Mode::OnDemand, _) => Want::Snapshot,
         };
-        self.core.bring(&self.interval.sequence(), self.core.pages, want)
+        self.core.bring(&self.interval.sequence(), self.core.pages, want).map(drop)
     }
 }

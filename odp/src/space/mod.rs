@@ -3,6 +3,7 @@
 //! One trait, several spaces: `process` is the real memory of this process, `sim` is one made of frames and page tables
 //! in plain Rust. Both give the physical addresses of their own [`HostMemory`].
 
+pub mod points;
 #[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 pub mod process;
 mod user_range;

@@ -8,6 +8,7 @@ use crate::hca::config::HcaConfig;
 use crate::hca::device::Device;
 use crate::hca::fault::{FaultAccess, FaultKind, FaultOutcome, FaultToken, FaultWait, PageFault};
 use crate::hca::key::Access;
+use crate::hca::points;
 use crate::hca::request::Status;
 use crate::hca::stats::Counters;
 use crate::hca::time::Time;
@@ -119,15 +120,17 @@ impl Context<'_> {
         };
         let PageAt { key, address, rest } = at;
         let fault = PageFault { token, qpn: shared.qpn, key, kind, address, length: rest, access };
-        match self.device.faults.post(fault) {
-            Ok(token) => {
+        let refused = self.device.points.meet(points::FAULT_EVENT).fails();
+        let posted = if refused { None } else { self.device.faults.post(fault).ok() };
+        match posted {
+            Some(token) => {
                 match kind {
                     FaultKind::ByWorkRequest => self.counters.faults_by_work_request.add(1),
                     FaultKind::ByRemoteAccess => self.counters.faults_by_remote_access.add(1),
                 }
                 FaultWait::Asked(token)
             }
-            Err(_) => {
+            None => {
                 self.counters.fault_queue_full.add(1);
                 FaultWait::Unasked { until: self.now.after(self.device.config.rnr_timer.nanoseconds()) }
             }

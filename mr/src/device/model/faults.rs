@@ -2,6 +2,7 @@
 
 use super::ModelDevice;
 use super::region::FaultTarget;
+use crate::points;
 use crate::region::PublishError;
 use crate::region::RegionFault;
 use crate::region::counters::add;
@@ -21,6 +22,7 @@ pub struct FaultJob {
     device: Arc<ModelDevice>,
     event: PageFault,
     work: Option<Work>,
+    answered: bool,
 }
 
 struct Work {
@@ -35,14 +37,15 @@ impl FaultJob {
             FaultAccess::Read => Access::Read,
             FaultAccess::Write => Access::Write,
         };
+        let _ = device.dma().points().meet(points::FAULT);
         let work = device.fault_target(event.key).and_then(|target| {
             add(&target.core.counters.page_faults, 1);
             let range = target.memory_of(event.address, event.length)?;
             let fault =
                 RegionFault::new(&target.core, Arc::clone(&target.sequence), range, Want::Fault(access));
-            Some(Work { target, fault, prepared: false })
+            Some(Work { target, fault: fault.narrowing(), prepared: false })
         });
-        Self { device: Arc::clone(device), event, work }
+        Self { device: Arc::clone(device), event, work, answered: false }
     }
 
     /// The event.
@@ -54,7 +57,7 @@ impl FaultJob {
     /// One step; never waits. Once it says `Done` the HCA has its answer.
     pub fn poll(&mut self) -> Progress<FaultOutcome> {
         // A key that is gone: the queue pair finds that out by itself when it tries again.
-        let Some(work) = &mut self.work else { return self.answer(FaultOutcome::Resolved) };
+        let Some(work) = &mut self.work else { return self.answer(FaultOutcome::Resolved, 0) };
         let step = if work.prepared {
             work.fault.poll()
         } else {
@@ -62,7 +65,7 @@ impl FaultJob {
             work.fault.prepare().map(|()| Progress::Again)
         };
         match step {
-            Ok(Progress::Done(())) => self.answer(FaultOutcome::Resolved),
+            Ok(Progress::Done(_)) => self.answer(FaultOutcome::Resolved, 1),
             Ok(Progress::Again) => Progress::Again,
             Ok(Progress::Blocked) => Progress::Blocked,
             Err(failure) => self.fail(&failure),
@@ -72,34 +75,43 @@ impl FaultJob {
     /// Steps to the end, waiting where an invalidation is in the way.
     pub fn run(mut self) {
         let Some(work) = &mut self.work else {
-            let _ = self.answer(FaultOutcome::Resolved);
+            let _ = self.answer(FaultOutcome::Resolved, 0);
             return;
         };
         let outcome = work.fault.prepare().and_then(|()| work.fault.run());
         let _ = match outcome {
-            Ok(()) => self.answer(FaultOutcome::Resolved),
+            Ok(_) => self.answer(FaultOutcome::Resolved, 1),
             Err(failure) => self.fail(&failure),
         };
     }
 
     fn fail(&mut self, failure: &FaultFailure<PublishError>) -> Progress<FaultOutcome> {
         match failure {
-            FaultFailure::Publish(PublishError::Closing) => self.answer(FaultOutcome::Resolved),
+            // The key is gone, or about to be: the queue pair finds that out by itself.
+            FaultFailure::Publish(PublishError::Closing) => self.answer(FaultOutcome::Resolved, 0),
             _ => {
                 tracing::debug!(%failure, event = ?self.event, "page fault failed");
-                self.answer(FaultOutcome::Failed)
+                self.answer(FaultOutcome::Failed, 0)
             }
         }
     }
 
-    fn answer(&mut self, outcome: FaultOutcome) -> Progress<FaultOutcome> {
-        if let Some(work) = self.work.take()
-            && outcome == FaultOutcome::Resolved
-        {
-            add(&work.target.core.counters.page_faults_handled, 1);
+    /// Answers the HCA, once. `handled` is 1 if the pages were there.
+    fn answer(&mut self, outcome: FaultOutcome, handled: u64) -> Progress<FaultOutcome> {
+        if let Some(work) = self.work.take() {
+            add(&work.target.core.counters.page_faults_handled, handled);
         }
-        self.device.hca().resume(self.event.token, outcome);
+        if !std::mem::replace(&mut self.answered, true) {
+            self.device.hca().resume(self.event.token, outcome);
+        }
         Progress::Done(outcome)
+    }
+}
+
+impl Drop for FaultJob {
+    /// A queue pair waits for every event: one that is given up is worth another try.
+    fn drop(&mut self) {
+        let _ = self.answer(FaultOutcome::Resolved, 0);
     }
 }
 

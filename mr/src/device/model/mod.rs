@@ -14,7 +14,6 @@ use faults::FaultService;
 use hashbrown::HashMap;
 use hw_model::addr::Iova;
 use hw_model::bus::DmaPort;
-use hw_model::fault_plan::{Point, Points};
 use hw_model::hca::{
     CreateCqError, CreateKeyError, EngineThreads, Hca, HcaConfig, Key, KeySpec, NewHcaError, PdError,
 };
@@ -22,15 +21,12 @@ use hw_model::link::Link;
 use hw_model::sync::{Arc, Mutex, RwLock};
 use region::FaultTarget;
 
-/// Making a key visible, the last step of registration.
-pub const CREATE_KEY: Point = Point::fallible("mr.create_key");
-
 /// What a modelled device is built with.
 #[derive(Clone, Debug, Default)]
 pub struct ModelConfig {
     /// The HCA.
     pub hca: HcaConfig,
-    /// Its DMA side.
+    /// Its DMA side. Its fault points are those of the whole device.
     pub dma: DmaConfig,
 }
 
@@ -72,7 +68,8 @@ impl ModelDevice {
         link: impl Link + 'static,
         config: ModelConfig,
     ) -> Result<Arc<Self>, NewModelError> {
-        let hca = Hca::new(config.hca, port.clone(), Box::new(link))?;
+        let points = config.dma.points.clone();
+        let hca = Hca::with_points(config.hca, port.clone(), Box::new(link), points)?;
         Ok(Arc::new(Self {
             name: name.to_owned(),
             hca,
@@ -122,15 +119,8 @@ impl ModelDevice {
         self.hca.faults().next().map(|event| FaultJob::new(self, event))
     }
 
-    fn points(&self) -> &Points {
-        self.dma.points()
-    }
-
     /// Makes a key, and lets the fault handler find its region.
     fn publish_key(&self, spec: KeySpec, target: FaultTarget) -> Result<Key, CreateKeyError> {
-        if self.points().meet(CREATE_KEY).fails() {
-            return Err(CreateKeyError::TooMany { max: self.hca.config().limits.keys });
-        }
         // Held over both, so that no event about the key can find its region missing.
         let mut targets = self.targets.write();
         let key = self.hca.create_key(spec)?;
@@ -140,9 +130,12 @@ impl ModelDevice {
 
     /// Takes a key back. Bursts that begin later do not find it.
     fn withdraw_key(&self, key: Key) {
+        // Held over both: a key that is given out again at once keeps its own region.
+        let mut targets = self.targets.write();
         let known = self.hca.destroy_key(key);
+        let target = targets.remove(&key);
+        drop(targets);
         debug_assert!(known.is_ok(), "a region's key is destroyed once, by the region");
-        let target = self.targets.write().remove(&key);
         drop(target);
     }
 

@@ -2,12 +2,13 @@
 
 use super::ModelPd;
 use crate::device::{AdviseError, Region, RegisterError, RegisterOptions};
+use crate::points;
 use crate::region::counters::add;
-use crate::region::{Core, MapRun, Mapped, RegionReport, Teardown};
+use crate::region::{Core, MapRun, Mapped, PublishError, RegionReport, Teardown, WINDOW};
 use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Access, Key, KeySpec};
 use hw_model::sync::{Arc, Mutex};
-use odp::fault::Want;
+use odp::fault::{FaultFailure, Want};
 use odp::notifier::Sequence;
 use odp::space::{Access as PageAccess, Rung, UserRange};
 
@@ -35,10 +36,12 @@ pub(super) struct FaultTarget {
 }
 
 impl FaultTarget {
-    /// The memory of the `length` bytes that requests call `address`, cut off at the end of the region.
+    /// The memory of the first of the `length` bytes that requests call `address`: as many as one fault brings in, cut off
+    /// at the end of the region.
     pub(super) fn memory_of(&self, address: RegionAddr, length: u64) -> Option<VirtRange> {
         let offset = address.0.checked_sub(self.address.0).filter(|offset| *offset < self.range.len())?;
-        VirtRange::new(self.range.start().offset(offset), length.min(self.range.len() - offset))
+        let length = length.clamp(1, WINDOW).min(self.range.len() - offset);
+        VirtRange::new(self.range.start().offset(offset), length)
     }
 }
 
@@ -86,8 +89,15 @@ impl ModelRegion {
     /// Starts to take the region down: its key is gone when this returns, its memory once what it gives has been polled
     /// to the end. `None` if that has been done. For stepping; others call [`Region::deregister`].
     pub fn begin_deregister(&self) -> Option<Teardown> {
-        let mapped = self.mapped.lock().take()?;
-        self.pd.device().withdraw_key(self.key);
+        self.begin_teardown(&mut self.mapped.lock())
+    }
+
+    fn begin_teardown(&self, mapped: &mut Option<Mapped>) -> Option<Teardown> {
+        let mapped = mapped.take()?;
+        let device = self.pd.device();
+        device.withdraw_key(self.key);
+        // Nothing to fail: it only lets a test in.
+        let _ = device.dma().points().meet(points::DEREGISTER);
         Some(Teardown::begin(mapped))
     }
 
@@ -111,12 +121,17 @@ impl Region for ModelRegion {
     }
     fn advise(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError> {
         let pages = self.pages_of(offset, len)?;
+        if self.core.state.lock().closing {
+            return Err(AdviseError::Deregistered);
+        }
         if want == Want::Fault(PageAccess::Write) && !self.core.writable {
             return Err(AdviseError::NotWritable);
         }
-        let before = self.core.report().present;
-        self.core.bring(&self.sequence, pages, want)?;
-        add(&self.core.counters.page_prefetch, self.core.report().present.saturating_sub(before));
+        let brought = self.core.bring(&self.sequence, pages, want).map_err(|failure| match failure {
+            FaultFailure::Publish(PublishError::Closing) => AdviseError::Deregistered,
+            failure => failure.into(),
+        })?;
+        add(&self.core.counters.page_prefetch, brought);
         Ok(())
     }
     fn report(&self) -> RegionReport {
@@ -135,7 +150,9 @@ impl Region for ModelRegion {
         self.access
     }
     fn deregister(&self) {
-        if let Some(teardown) = self.begin_deregister() {
+        // Held to the end: who comes second waits for the promise as well.
+        let mut mapped = self.mapped.lock();
+        if let Some(teardown) = self.begin_teardown(&mut mapped) {
             teardown.wait();
         }
     }

@@ -14,9 +14,10 @@ use super::walk::{Surroundings, Walker};
 use super::watch::Watches;
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
-use crate::space::{Access, AddressSpace, FaultError, Rung, Watch, WatchError};
+use crate::space::{Access, AddressSpace, FaultError, Rung, Watch, WatchError, points};
 use hw_model::addr::{PAGE_SIZE, VirtRange};
 use hw_model::bus::{DmaEpoch, HostMemory};
+use hw_model::fault_plan::{Point, Points};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
 use hw_model::sync::{Arc, Weak};
 use std::fmt;
@@ -27,6 +28,7 @@ use std::fmt;
 /// of a mapping to one userfaultfd only, so what both watch is on the poll rung in the one that came later.
 pub struct ProcessSpace {
     capabilities: Capabilities,
+    points: Points,
     notifiers: Arc<Notifiers>,
     pub(super) memory: Arc<ProcessMemory>,
     mappings: Arc<Mappings>,
@@ -81,6 +83,14 @@ impl ProcessSpace {
     /// See [`OpenError`]. What can be done without is not an error but a weaker rung; see
     /// [`ProcessSpace::capabilities`].
     pub fn open(options: Options) -> Result<Arc<Self>, OpenError> {
+        Self::with_points(options, Points::OFF)
+    }
+
+    /// As [`ProcessSpace::open`], with what happens at its fault points ([`points`]).
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn with_points(options: Options, points: Points) -> Result<Arc<Self>, OpenError> {
         let birth = Birth::now();
         let tools = Tools::probe(&options)?;
         let capabilities = tools.capabilities;
@@ -105,6 +115,7 @@ impl ProcessSpace {
         let scanner = Scanner::new(tools.pagemap, capabilities.pagemap_scan.is_yes());
         Ok(Arc::new_cyclic(|me| Self {
             capabilities,
+            points,
             notifiers,
             memory,
             walker: Walker::new(scanner, Arc::clone(&mappings)),
@@ -174,6 +185,13 @@ impl ProcessSpace {
         Err(FaultError::NoMapping { at: if user.contains(range) { at } else { at.max(user.end()) } })
     }
 
+    fn meet(&self, point: Point, range: VirtRange) -> Result<(), FaultError> {
+        match self.points.meet(point).fails() {
+            true => Err(FaultError::OutOfMemory { at: range.start() }),
+            false => Ok(()),
+        }
+    }
+
     /// The parts of `mapping` in `range` that are nobody's segment.
     fn unowned(&self, range: VirtRange, mapping: &Mapping) -> Vec<VirtRange> {
         let mut parts: Vec<_> = mapping.range.intersection(range).into_iter().collect();
@@ -217,6 +235,9 @@ impl AddressSpace for ProcessSpace {
         if !whole || range.is_empty() || !frames::user_space().contains(range) {
             return Err(WatchError::BadRange { range });
         }
+        if self.points.meet(points::WATCH).fails() {
+            return Err(WatchError::Refused { range, reason: "fault injection".to_owned() });
+        }
         let me = self.me.upgrade().expect("borrowed from an Arc");
         let mut mappings = Vec::new();
         let refused = |error: rustix::io::Errno| WatchError::Refused { range, reason: error.to_string() };
@@ -248,11 +269,13 @@ impl AddressSpace for ProcessSpace {
 
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.check(range)?;
+        self.meet(points::SNAPSHOT, range)?;
         self.walker.snapshot(self.around(), range, out)
     }
 
     fn fault(&self, range: VirtRange, access: Access, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.check(range)?;
+        self.meet(points::FAULT, range)?;
         self.walker.fault(self.around(), range, access, out)
     }
 

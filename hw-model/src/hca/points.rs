@@ -1,0 +1,17 @@
+//! The fault points of the HCA.
+
+use crate::fault_plan::Point;
+
+/// Making a protection domain.
+pub const ALLOC_PD: Point = Point::fallible("hca.alloc_pd");
+/// Making a completion queue.
+pub const CREATE_CQ: Point = Point::fallible("hca.create_cq");
+/// Making a queue pair: its number.
+pub const CREATE_QP: Point = Point::fallible("hca.create_qp");
+/// Making a key.
+pub const CREATE_KEY: Point = Point::fallible("hca.create_key");
+/// Posting a page-fault event: the queue is full, and the engine comes again later.
+pub const FAULT_EVENT: Point = Point::fallible("hca.fault_event");
+
+/// All of them.
+pub const ALL: [Point; 5] = [ALLOC_PD, CREATE_CQ, CREATE_QP, CREATE_KEY, FAULT_EVENT];

@@ -1,0 +1,15 @@
+//! The fault points of regions. Those of the DMA layer are in [`crate::dma::points`].
+
+use hw_model::fault_plan::Point;
+
+/// Making the page list of a region.
+pub const PAGE_LIST: Point = Point::fallible("mr.page_list");
+/// A page-fault event is about to be worked on. No lock is held.
+pub const FAULT: Point = Point::schedule("mr.fault");
+/// Pages were looked at and are about to be published. No lock is held.
+pub const PUBLISH: Point = Point::schedule("mr.publish");
+/// A region's key is gone; its pages are about to be hidden. The region's own locks are not held.
+pub const DEREGISTER: Point = Point::schedule("mr.deregister");
+
+/// All of them.
+pub const ALL: [Point; 4] = [PAGE_LIST, FAULT, PUBLISH, DEREGISTER];
