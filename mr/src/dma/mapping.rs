@@ -255,3 +255,6 @@ impl Drop for Mapping {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

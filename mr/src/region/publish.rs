@@ -265,3 +265,6 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
