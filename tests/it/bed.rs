@@ -1,9 +1,10 @@
 //! What most tests stand on: a near region over memory of interest, and a far region over owned memory.
 
+use crate::checks::View;
 use anypage::machine::{End, Machine, MachineConfig};
 use hw_model::hca::{Completion, OperationCode, Remote, SendRequest, Sge, Status};
 use hw_model::sync::Arc;
-use mr::RegisterOptions;
+use mr::{Device, RegisterOptions};
 use odp::space::process::{Options, OwnedMemory, ProcessSpace};
 use odp::space::{AddressSpace, UserRange};
 use std::time::Duration;
@@ -32,8 +33,30 @@ impl Bed {
         options: RegisterOptions,
         config: &MachineConfig,
     ) -> Self {
+        Self::with_mirror(space, memory, options, config, memory.range().len())
+    }
+
+    /// The same with a far region of `mirror` bytes.
+    pub fn with_mirror(
+        space: &Arc<ProcessSpace>,
+        memory: &UserRange,
+        options: RegisterOptions,
+        config: &MachineConfig,
+        mirror: u64,
+    ) -> Self {
         let machine = Machine::new(space.memory(), None, config).expect("a machine");
-        let mirror = Arc::new(OwnedMemory::new(space, memory.range().len()).expect("memory"));
+        Self::on(machine, space, memory, options, mirror)
+    }
+
+    /// The same on a machine that is there.
+    pub fn on(
+        machine: Machine,
+        space: &Arc<ProcessSpace>,
+        memory: &UserRange,
+        options: RegisterOptions,
+        mirror: u64,
+    ) -> Self {
+        let mirror = Arc::new(OwnedMemory::new(space, mirror).expect("memory"));
         let near = End::new(&machine.near, memory, options).expect("the near region");
         let far =
             End::new(&machine.far, &mirror.user_range(), RegisterOptions::pinned()).expect("the far region");
@@ -41,11 +64,46 @@ impl Bed {
         Self { space: Arc::clone(space), machine, near, far, mirror }
     }
 
+    /// The near region, its IO page table and `memory`, which it was made of, as they are now.
+    pub fn view(&self, memory: &UserRange) -> View {
+        View::of(&self.machine.near, &*self.near.region, memory)
+    }
+
+    /// New queue pairs in place of ones that failed.
+    pub fn reconnect(&mut self) {
+        for (end, device) in [(&mut self.near, &self.machine.near), (&mut self.far, &self.machine.far)] {
+            end.cq = Arc::clone(device).create_cq(1024).expect("a completion queue");
+            end.qp = Arc::clone(&end.pd).create_qp(Arc::clone(&end.cq), 256).expect("a queue pair");
+        }
+        self.near.connect(&self.far).expect("fresh queue pairs connect");
+    }
+
+    /// The far end's request to write at `offset` of its own and of the near region, posted and not waited for.
+    pub fn post_write(&self, id: u64, offset: u64, length: u32) {
+        let address = self.far.region.address().offset(offset);
+        let local = [Sge { key: self.far.region.key(), address, length }];
+        let remote =
+            Remote { key: self.near.region.key(), address: self.near.region.address().offset(offset) };
+        self.far.qp.post_send(&SendRequest::write(id, &local, remote)).expect("the queue has room");
+    }
+
+    /// Waits for `count` completions of the far end.
+    pub fn far_ends(&self, count: usize) -> Vec<Completion> {
+        take(&self.far, count)
+    }
+
     /// The far end writes `length` bytes at `offset` of its region to the same place of the near one.
     pub fn write(&self, offset: u64, length: u32) -> Status {
         let remote =
             Remote { key: self.near.region.key(), address: self.near.region.address().offset(offset) };
         self.far_does(OperationCode::Write, offset, length, remote)
+    }
+
+    /// The far end writes `length` bytes from `from` of its region to `offset` of the near one.
+    pub fn write_to(&self, offset: u64, from: u64, length: u32) -> Status {
+        let remote =
+            Remote { key: self.near.region.key(), address: self.near.region.address().offset(offset) };
+        self.far_does(OperationCode::Write, from, length, remote)
     }
 
     /// The far end reads.
@@ -86,9 +144,17 @@ pub fn post(end: &End, what: OperationCode, local: &[Sge], remote: Remote) -> Co
         other => panic!("{other:?} is not posted by these tests"),
     };
     end.qp.post_send(&request).expect("the queue has room");
+    take(end, 1)[0]
+}
+
+/// Waits for `count` completions.
+pub fn take(end: &End, count: usize) -> Vec<Completion> {
     let mut completions = Vec::new();
-    while end.cq.poll(&mut completions, 1).expect("no overrun") == 0 {
-        assert!(end.cq.wait(PATIENCE), "a posted request never ended");
+    while completions.len() < count {
+        let left = count - completions.len();
+        if end.cq.poll(&mut completions, left).expect("no overrun") == 0 {
+            assert!(end.cq.wait(PATIENCE), "a posted request never ended");
+        }
     }
-    completions[0]
+    completions
 }

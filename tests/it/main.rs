@@ -1,4 +1,11 @@
 //! Whole-system tests: real process memory, the model device, everything between.
 
+mod bad_input;
 mod bed;
+mod checks;
+mod fail_nth;
+mod gate;
+mod invariants;
+mod overlay;
+mod remapped;
 mod smoke;

@@ -1,0 +1,237 @@
+//! Every verb with every one of its fallible steps failing in turn. After each failure all counts are what they were.
+
+use crate::bed::Bed;
+use crate::checks::{Counts, PATIENCE, until};
+use crate::remapped::Remapped;
+use anypage::machine::MachineConfig;
+use hw_model::addr::{PAGE_SIZE, page_bytes};
+use hw_model::fault_plan::{FaultPlan, Point, Points};
+use hw_model::hca::Status;
+use hw_model::sync::Arc;
+use mr::{Device, RegisterOptions};
+use odp::fault::Want;
+use odp::space::process::{Options, ProcessSpace};
+use odp::space::{Access, AddressSpace, UserRange};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Pages of the near region; as many again are memory to register.
+const PAGES: u64 = 64;
+
+/// What verbs are tried on: a connected pair of regions, and memory for more, all under one plan.
+pub struct Stand {
+    pub plan: Arc<FaultPlan>,
+    pub bed: Bed,
+    /// Memory whose pages are all there.
+    pub present: UserRange,
+    /// How long counts may take to come back.
+    pub patience: Duration,
+    memory: Arc<Remapped>,
+}
+
+impl Stand {
+    pub fn new(iommu: bool) -> Self {
+        let plan = FaultPlan::new(0, Vec::new());
+        let space = ProcessSpace::with_points(Options::default(), Points::with(&plan)).expect("a space");
+        let memory = Remapped::new(2 * PAGES);
+        let whole = memory.user_range(Arc::clone(&space) as _);
+        let near = whole.part(0, page_bytes(PAGES)).expect("in it");
+        let present = whole.part(page_bytes(PAGES), page_bytes(PAGES)).expect("in it");
+        let config = MachineConfig { iommu, points: Points::with(&plan), ..MachineConfig::default() };
+        let bed = Bed::new(&space, &near, RegisterOptions::on_demand(), &config);
+        space.fault(present.range(), Access::Write, &mut Vec::new()).expect("mapped");
+        Self { plan, bed, present, patience: PATIENCE, memory }
+    }
+
+    fn counts(&self) -> Counts {
+        Counts::of(&self.bed.machine, &self.bed.space)
+    }
+}
+
+/// What a verb made: dropping it undoes it.
+pub type Made = Box<dyn Any>;
+
+/// How a sweep went.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub verb: &'static str,
+    /// Different points that failed.
+    pub points: Vec<Point>,
+    /// Failures injected.
+    pub injected: u64,
+    /// Of those, the ones that the verb got over by itself.
+    pub survived: u64,
+}
+
+/// Runs `verb` with its first, second, ... fallible step failing, until none is left. What it says is the first leak.
+pub fn sweep(
+    stand: &Stand,
+    name: &'static str,
+    mut verb: impl FnMut() -> Result<Made, String>,
+) -> Result<Row, String> {
+    let mut row = Row { verb: name, points: Vec::new(), injected: 0, survived: 0 };
+    for nth in 1..1000 {
+        let before = stand.counts();
+        stand.plan.fail_nth_from_now(nth);
+        let outcome = verb();
+        let failed = stand.plan.failed_at();
+        stand.plan.disarm();
+        let succeeded = outcome.is_ok();
+        let said = outcome.map(drop).err();
+        before
+            .are_back_within(stand.patience, &stand.bed.machine, &stand.bed.space)
+            .map_err(|leak| format!("{name}, failure {nth} at {failed:?} ({said:?}): {leak}"))?;
+        match failed {
+            Some(point) => {
+                row.injected += 1;
+                row.survived += u64::from(succeeded);
+                if !row.points.contains(&point) {
+                    row.points.push(point);
+                }
+            }
+            None if succeeded => return Ok(row),
+            None => return Err(format!("{name} failed though nothing was injected: {said:?}")),
+        }
+    }
+    Err(format!("{name} has no end of fallible steps"))
+}
+
+fn registers(stand: &Stand, options: RegisterOptions) -> Result<Made, String> {
+    let region = Arc::clone(&stand.bed.near.pd).register(&stand.present, options);
+    region.map(|region| Box::new(region) as Made).map_err(|error| error.to_string())
+}
+
+/// Brings pages of the near region in by `how`, and takes them away again.
+fn brings(stand: &Stand, how: impl FnOnce() -> Result<(), String>) -> Result<Made, String> {
+    let took = how();
+    // Whatever came in goes again, also where a later step failed: pages that came before are no leak.
+    stand.memory.discard(0, PAGES);
+    let region = Arc::clone(&stand.bed.near.region);
+    assert!(until(|| region.report().present == 0), "dropped pages leave the region");
+    took.map(|()| Box::new(()) as Made)
+}
+
+fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row> {
+    let mut stand = Stand::new(iommu);
+    let mut rows = Vec::new();
+    {
+        let stand = &stand;
+        let near = &stand.bed.machine.near;
+        let mut run = |name, verb: &mut dyn FnMut() -> Result<Made, String>| {
+            rows.push(sweep(stand, name, verb).unwrap_or_else(|leak| panic!("{leak}")));
+        };
+        let words = |error: &dyn std::fmt::Display| error.to_string();
+        run("alloc_pd", &mut || {
+            Arc::clone(near).alloc_pd().map(|pd| Box::new(pd) as Made).map_err(|error| words(&error))
+        });
+        run("create_cq", &mut || {
+            Arc::clone(near).create_cq(16).map(|cq| Box::new(cq) as Made).map_err(|error| words(&error))
+        });
+        run("create_qp", &mut || {
+            let qp = Arc::clone(&stand.bed.near.pd).create_qp(Arc::clone(&stand.bed.near.cq), 16);
+            qp.map(|qp| Box::new(qp) as Made).map_err(|error| words(&error))
+        });
+        run("connect", &mut || {
+            let qp = Arc::clone(&stand.bed.near.pd).create_qp(Arc::clone(&stand.bed.near.cq), 16);
+            let qp = qp.map_err(|error| words(&error))?;
+            qp.connect(stand.bed.far.qp.endpoint()).map_err(|error| words(&error))?;
+            Ok(Box::new(qp) as Made)
+        });
+        run("register, on demand", &mut || registers(stand, RegisterOptions::on_demand()));
+        run("register, pinned", &mut || registers(stand, RegisterOptions::pinned()));
+        run("deregister", &mut || {
+            stand.plan.disarm();
+            let region =
+                Arc::clone(&stand.bed.near.pd).register(&stand.present, RegisterOptions::on_demand());
+            let region = region.expect("nothing is injected");
+            // Only what deregistration itself meets; it must not be able to fail.
+            stand.plan.fail_nth_from_now(1);
+            region.deregister();
+            Ok(Box::new(region) as Made)
+        });
+        let region = &stand.bed.near.region;
+        for (name, want) in [
+            ("advise, prefetch", Want::Fault(Access::Read)),
+            ("advise, prefetch to write", Want::Fault(Access::Write)),
+            ("advise, no fault", Want::Snapshot),
+        ] {
+            run(name, &mut || {
+                stand.memory.replace(0, 1, true);
+                brings(stand, || region.advise(0, region.len(), want).map_err(|error| words(&error)))
+            });
+        }
+    }
+    // Faults, by the peer and by our own requests. A request that fails costs the connection, so that each has its own.
+    for (name, ours) in [("fault by remote access", false), ("fault by work request", true)] {
+        let row = fault_sweep(&mut stand, name, ours);
+        rows.push(row);
+    }
+    for (point, visits) in stand.plan.visits() {
+        *visited.entry(point.name()).or_default() += visits;
+    }
+    rows
+}
+
+/// As [`sweep`], for requests that meet missing pages.
+fn fault_sweep(stand: &mut Stand, name: &'static str, ours: bool) -> Row {
+    let mut row = Row { verb: name, points: Vec::new(), injected: 0, survived: 0 };
+    for nth in 1..1000 {
+        stand.bed.reconnect();
+        let before = stand.counts();
+        stand.plan.fail_nth_from_now(nth);
+        let length = (4 * PAGE_SIZE) as u32;
+        let status = match ours {
+            true => stand.bed.near_does(hw_model::hca::OperationCode::Write, 100, length),
+            false => stand.bed.write(100, length),
+        };
+        let failed = stand.plan.failed_at();
+        stand.plan.disarm();
+        let brought = brings(stand, || Ok(()));
+        drop(brought);
+        if let Err(leak) = before.are_back(&stand.bed.machine, &stand.bed.space) {
+            panic!("{name}, failure {nth} at {failed:?} ({status:?}): {leak}");
+        }
+        let refusal = if ours { Status::LocalProtectionError } else { Status::RemoteAccessError };
+        assert!(
+            status == Status::Success || status == refusal,
+            "{name}, failure {nth} at {failed:?}: {status:?}"
+        );
+        match failed {
+            Some(point) => {
+                row.injected += 1;
+                row.survived += u64::from(status == Status::Success);
+                if !row.points.contains(&point) {
+                    row.points.push(point);
+                }
+            }
+            None => {
+                assert_eq!(status, Status::Success, "{name} failed though nothing was injected");
+                return row;
+            }
+        }
+    }
+    panic!("{name} has no end of fallible steps");
+}
+
+#[test]
+fn every_verb_survives_the_failure_of_each_of_its_steps() {
+    let mut visited = BTreeMap::new();
+    let mut report = Vec::new();
+    for iommu in [true, false] {
+        let behind = if iommu { "behind an IOMMU" } else { "without an IOMMU" };
+        for row in sweep_all(iommu, &mut visited) {
+            let Row { verb, points, injected, survived } = row;
+            let points = points.len();
+            report.push(format!("FAIL-NTH {verb} ({behind}): points {points}, injected {injected}, survived {survived}, leaks 0"));
+        }
+    }
+    let injected = report.len();
+    println!("{}", report.join("\n"));
+    println!("FAIL-NTH verbs {injected}, points {}", visited.len());
+    let all =
+        [&hw_model::hca::points::ALL[..], &odp::space::points::ALL, &mr::points::ALL, &mr::dma::points::ALL];
+    for point in all.into_iter().flatten() {
+        assert!(visited.contains_key(point.name()), "no verb ever came to {point}: is it still in the code?");
+    }
+}
