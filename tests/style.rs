@@ -27,6 +27,7 @@ const ISLANDS: &[&str] = &[
     "odp/tests/process/mapped.rs",
     "odp/tests/process/monitor_allocations.rs",
     "src/mixed.rs",
+    "tests/it/remapped.rs",
     "tests/lab/oracle/src/memory.rs",
     "tests/lab/oracle/src/verbs.rs",
 ];
