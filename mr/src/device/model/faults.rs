@@ -6,7 +6,7 @@ use crate::points;
 use crate::region::PublishError;
 use crate::region::RegionFault;
 use crate::region::counters::add;
-use hw_model::hca::{FaultAccess, FaultOutcome, PageFault};
+use hw_model::hca::{FaultAccess, FaultOutcome, Hca, PageFault};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, Ordering};
 use odp::fault::{FaultFailure, Progress, Want};
@@ -14,8 +14,8 @@ use odp::space::Access;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long the service sleeps at most before it looks whether it is to stop.
-const STOP_LOOK: Duration = Duration::from_millis(20);
+/// How long the service sleeps at a time when nobody needs it.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// One page-fault event on its way to its answer.
 pub struct FaultJob {
@@ -115,8 +115,9 @@ impl Drop for FaultJob {
     }
 }
 
-/// A thread that answers page-fault events. Stops when dropped.
+/// A thread that answers page-fault events, asleep while there are none. Stops when dropped.
 pub(super) struct FaultService {
+    hca: Arc<Hca>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -124,25 +125,25 @@ pub(super) struct FaultService {
 impl FaultService {
     pub(super) fn spawn(device: &Arc<ModelDevice>) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (stopped, hca) = (Arc::clone(&stop), Arc::clone(device.hca()));
         // Weak: the device owns the service.
         let device = Arc::downgrade(device);
+        let events = Arc::clone(&hca);
         let thread = std::thread::Builder::new().name("anypage-faults".into()).spawn(move || {
             while !stopped.load(Ordering::Acquire) {
+                let Some(event) = events.faults().wait(LONG) else { continue };
                 let Some(device) = device.upgrade() else { return };
-                let event = device.hca().faults().wait(STOP_LOOK);
-                if let Some(event) = event {
-                    FaultJob::new(&device, event).run();
-                }
+                FaultJob::new(&device, event).run();
             }
         })?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { hca, stop, thread: Some(thread) })
     }
 }
 
 impl Drop for FaultService {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        self.hca.faults().interrupt();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {
