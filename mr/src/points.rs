@@ -8,7 +8,7 @@ pub const PAGE_LIST: Point = Point::fallible("mr.page_list");
 pub const FAULT: Point = Point::schedule("mr.fault");
 /// Pages were looked at and are about to be published. No lock is held.
 pub const PUBLISH: Point = Point::schedule("mr.publish");
-/// A region's key is gone; its pages are about to be hidden. The region's own locks are not held.
+/// A region's key is gone; its pages are about to be hidden. The lock that publishing takes is not held.
 pub const DEREGISTER: Point = Point::schedule("mr.deregister");
 
 /// All of them.

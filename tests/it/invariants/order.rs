@@ -137,7 +137,13 @@ fn invariant_06_what_is_published_was_reported_at_the_accepted_number() {
     bed.post_write(1, page_bytes(3), 8);
     gate.wait_for_arrival();
     // The page has been looked at, and is gone before it is published.
+    let before = space.notifiers().stats().invalidations;
     memory.discard(3, 1);
+    let ended = || {
+        let stats = space.notifiers().stats();
+        stats.invalidations > before && stats.running == 0
+    };
+    assert!(until(ended), "the region has been told");
     gate.open();
     assert_eq!(bed.far_ends(1)[0].status, Status::Success);
     assert!(bed.near.region.counters().fault_retries >= 1, "what was seen was thrown away");
