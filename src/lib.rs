@@ -3,3 +3,4 @@
 pub mod demo;
 pub mod machine;
 pub mod mixed;
+pub mod sim;

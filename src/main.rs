@@ -20,6 +20,8 @@ enum Command {
     /// Registers a range of real mixed memory as one on-demand region, moves data through it while its pages really
     /// change, and verifies every byte.
     Demo(anypage::demo::Args),
+    /// Simulates whole worlds from seeds, and checks every byte and every invariant.
+    Sim(anypage::sim::Args),
 }
 
 fn main() -> ExitCode {
@@ -30,5 +32,6 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::Demo(args) => anypage::demo::main(&args),
+        Command::Sim(args) => anypage::sim::main(&args),
     }
 }

@@ -10,5 +10,7 @@ pub mod fault_plan;
 pub mod hca;
 pub mod iommu;
 pub mod link;
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
 pub mod sync;
 pub mod wire;

@@ -228,6 +228,12 @@ impl Mapping {
             return Err(UnlinkError::Freed { iova: self.iova() });
         }
         let gather = self.domain().unmap(self.iova().offset(offset), len)?;
+        #[cfg(feature = "planted-bugs")]
+        let gather = if hw_model::planted::Bug::IovaBeforeFlush.is_planted() {
+            hw_model::iommu::Gather::EMPTY
+        } else {
+            gather
+        };
         self.domain().flush(gather);
         self.linked.fetch_sub(len, Ordering::AcqRel);
         Ok(())

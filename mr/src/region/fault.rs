@@ -16,7 +16,7 @@ const INVALIDATION_WAIT: Duration = Duration::from_millis(100);
 
 /// Bytes that one step of bringing a range in covers: bounds the list of runs that is held at a time, and how long the
 /// region's lock is held to publish them.
-const STEP: u64 = 64 << 20;
+pub(super) const STEP: u64 = 64 << 20;
 
 /// Bytes that the answer to one page-fault event brings in at most. The device asks again for what lies behind.
 pub(crate) const WINDOW: u64 = 16 << 20;

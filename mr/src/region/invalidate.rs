@@ -10,6 +10,10 @@ impl Notify for Core {
         let mut state = self.state.lock();
         raise.raise();
         add(&self.counters.page_invalidations, 1);
+        #[cfg(feature = "planted-bugs")]
+        if hw_model::planted::Bug::StaleEntry.is_planted() {
+            return;
+        }
         let span = self.page_span(range);
         let hidden = self.hide(&mut state, span);
         add(&self.counters.pages_invalidated, hidden);

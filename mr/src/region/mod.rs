@@ -4,6 +4,7 @@
 //! IOMMU a reserved range of IOVA. Pages become present by `publish`, go away by `invalidate` (the notifier's callbacks),
 //! and all of it ends in `teardown`. One lock orders them; see `core`.
 
+mod bringing;
 mod core;
 pub(crate) mod counters;
 mod fault;
@@ -14,6 +15,7 @@ mod report;
 mod teardown;
 
 pub(crate) use self::core::Core;
+pub(crate) use bringing::Bringing;
 pub use self::core::Mode;
 pub use counters::CounterValues;
 pub(crate) use fault::{RegionFault, WINDOW};

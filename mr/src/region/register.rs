@@ -1,5 +1,6 @@
 //! Bringing a region to life, up to the point where a key can be made for it.
 
+use super::bringing::Bringing;
 use super::core::{Core, Mode, State};
 use super::counters::Counters;
 use super::publish::PublishError;
@@ -56,6 +57,23 @@ impl Mapped {
         mode: Mode,
         writable: bool,
     ) -> Result<Self, MapRegionError> {
+        let mapped = Self::unpopulated(device, memory, mode, writable)?;
+        match mapped.populate() {
+            Ok(()) => Ok(mapped),
+            Err(error) => {
+                Teardown::begin(mapped).wait();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The same with no page present yet: watched and told of changes, for [`Mapped::populating`].
+    pub(crate) fn unpopulated(
+        device: &Arc<DmaDevice>,
+        memory: &UserRange,
+        mode: Mode,
+        writable: bool,
+    ) -> Result<Self, MapRegionError> {
         let range = memory.range();
         if range.is_empty() {
             return Err(MapRegionError::Empty);
@@ -85,23 +103,25 @@ impl Mapped {
         });
         let owner: Arc<dyn odp::notifier::Notify> = Arc::clone(&core) as _;
         let interval = core.space.notifiers().register(pages, owner);
-        let mapped = Self { core, interval, watch };
-        match mapped.populate() {
-            Ok(()) => Ok(mapped),
-            Err(error) => {
-                Teardown::begin(mapped).wait();
-                Err(error.into())
-            }
-        }
+        Ok(Self { core, interval, watch })
     }
 
     /// Pinned regions have every page from the start; on-demand regions what is there already.
-    fn populate(&self) -> Result<(), FaultFailure<PublishError>> {
-        let want = match (self.core.mode, self.core.writable) {
+    fn wanted(&self) -> Want {
+        match (self.core.mode, self.core.writable) {
             (Mode::Pinned, true) => Want::Fault(Access::Write),
             (Mode::Pinned, false) => Want::Fault(Access::Read),
             (Mode::OnDemand, _) => Want::Snapshot,
-        };
+        }
+    }
+
+    /// The pages it begins with, brought in step by step.
+    pub(crate) fn populating(&self) -> Bringing {
+        Bringing::new(&self.core, self.interval.sequence(), self.core.pages, self.wanted())
+    }
+
+    fn populate(&self) -> Result<(), FaultFailure<PublishError>> {
+        let want = self.wanted();
         self.core.bring(&self.interval.sequence(), self.core.pages, want).map(drop)
     }
 }

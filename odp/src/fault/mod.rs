@@ -46,6 +46,9 @@ pub struct FaultWork {
     attempts: u32,
     limit: u32,
     runs: Vec<PageRun>,
+    /// Whether the pages were good when they had been looked at: asked outside the lock.
+    #[cfg(feature = "planted-bugs")]
+    decided: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,12 +85,19 @@ pub enum Publication<T> {
 pub struct RetryCheck<'a> {
     sequence: &'a Sequence,
     seq: Seq,
+    /// What was decided outside the lock.
+    #[cfg(feature = "planted-bugs")]
+    decided: Option<bool>,
 }
 
 impl RetryCheck<'_> {
     /// Whether an invalidation has begun since the pages were looked at; see [`Sequence::retry`].
     #[must_use]
     pub fn retry(&self) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        if let Some(decided) = self.decided {
+            return decided;
+        }
         self.sequence.retry(self.seq)
     }
 }
@@ -123,6 +133,8 @@ impl FaultWork {
             attempts: 0,
             limit: DEFAULT_ATTEMPTS,
             runs: Vec::new(),
+            #[cfg(feature = "planted-bugs")]
+            decided: false,
         }
     }
 
@@ -175,6 +187,10 @@ impl FaultWork {
                 match resolved {
                     Ok(()) => {
                         self.stage = Stage::Publish(seq);
+                        #[cfg(feature = "planted-bugs")]
+                        {
+                            self.decided = self.sequence.retry(seq);
+                        }
                         Ok(Progress::Again)
                     }
                     // What failed may have failed because the range was changing: the number decides.
@@ -188,7 +204,13 @@ impl FaultWork {
             }
             Stage::Publish(seq) => {
                 self.stage = Stage::Begin;
-                match publish(&self.runs, RetryCheck { sequence: &self.sequence, seq }) {
+                let check = RetryCheck {
+                    sequence: &self.sequence,
+                    seq,
+                    #[cfg(feature = "planted-bugs")]
+                    decided: hw_model::planted::Bug::DecisionOutsideLock.is_planted().then_some(self.decided),
+                };
+                match publish(&self.runs, check) {
                     Ok(Publication::Published(done)) => Ok(Progress::Done(done)),
                     Ok(Publication::Retry) => self.again(),
                     Err(error) => Err(FaultFailure::Publish(error)),

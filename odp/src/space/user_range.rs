@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::AddressSpace;
+use super::sim::SimSpace;
 use hw_model::addr::VirtRange;
 use hw_model::sync::Arc;
 use std::any::Any;
@@ -31,6 +32,12 @@ impl UserRange {
     #[must_use]
     pub unsafe fn from_raw(space: Arc<dyn AddressSpace>, range: VirtRange) -> Self {
         Self { space, range, owner: None }
+    }
+
+    /// A range of a simulated process. Its bytes are reached by copies only, so no Rust reference to them exists.
+    #[must_use]
+    pub fn simulated(space: &Arc<SimSpace>, range: VirtRange) -> Self {
+        Self { space: Arc::clone(space) as Arc<dyn AddressSpace>, range, owner: None }
     }
 
     /// A range of memory that the address space allocated itself, and lends out by copies and raw pointers only. `owner`

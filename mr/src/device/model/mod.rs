@@ -3,10 +3,12 @@
 mod faults;
 mod objects;
 mod region;
+mod stepping;
 
 pub use faults::FaultJob;
 pub use objects::{ModelCq, ModelPd, ModelQp};
 pub use region::ModelRegion;
+pub use stepping::{Advice, Registration};
 
 use super::{Attributes, CompletionQueue, Device, ProtectionDomain};
 use crate::dma::{DmaConfig, DmaDevice};

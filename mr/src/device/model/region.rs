@@ -1,12 +1,13 @@
 //! A region on the modelled HCA.
 
+use super::stepping::Advice;
 use super::ModelPd;
 use crate::device::{AdviseError, Region, RegisterError, RegisterOptions};
 use crate::points;
 use crate::region::counters::add;
-use crate::region::{Core, MapRun, Mapped, PublishError, RegionReport, Teardown, WINDOW};
+use crate::region::{Bringing, Core, MapRun, Mapped, PublishError, RegionReport, Teardown, WINDOW};
 use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
-use hw_model::hca::{Access, Key, KeySpec};
+use hw_model::hca::{Access, CreateKeyError, Key, KeySpec};
 use hw_model::sync::{Arc, Mutex};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Sequence;
@@ -24,6 +25,11 @@ pub struct ModelRegion {
     sequence: Arc<Sequence>,
     /// Taken by deregistration.
     mapped: Mutex<Option<Mapped>>,
+}
+
+/// Whether any right of `options` writes memory.
+pub(super) fn writes(options: &RegisterOptions) -> bool {
+    options.access.intersects(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
 }
 
 /// What the fault handler needs of a region: enough to fault, not enough to keep it registered.
@@ -51,9 +57,20 @@ impl ModelRegion {
         memory: &UserRange,
         options: RegisterOptions,
     ) -> Result<Arc<Self>, RegisterError> {
-        let device = pd.device();
-        let writes = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC;
-        let mapped = Mapped::new(device.dma(), memory, options.mode, options.access.intersects(writes))?;
+        let mapped = Mapped::new(pd.device().dma(), memory, options.mode, writes(&options))?;
+        Self::with_key(pd, memory, options, mapped).map_err(|(error, mapped)| {
+            Teardown::begin(*mapped).wait();
+            error.into()
+        })
+    }
+
+    /// Makes a key for what is mapped: the last step of registration.
+    pub(super) fn with_key(
+        pd: &Arc<ModelPd>,
+        memory: &UserRange,
+        options: RegisterOptions,
+        mapped: Mapped,
+    ) -> Result<Arc<Self>, (CreateKeyError, Box<Mapped>)> {
         let start: VirtAddr = memory.range().start();
         let address = options.address.unwrap_or(RegionAddr(start.0));
         let spec = KeySpec {
@@ -72,18 +89,27 @@ impl ModelRegion {
             range: memory.range(),
             address,
         };
-        match device.publish_key(spec, target) {
+        match pd.device().publish_key(spec, target) {
             Ok(key) => {
                 let (pd, memory) = (Arc::clone(pd), memory.clone());
                 let mapped = Mutex::new(Some(mapped));
                 let access = options.access;
                 Ok(Arc::new(Self { pd, key, address, access, memory, core, sequence, mapped }))
             }
-            Err(error) => {
-                Teardown::begin(mapped).wait();
-                Err(error.into())
-            }
+            Err(error) => Err((error, Box::new(mapped))),
         }
+    }
+
+    /// Starts to bring pages in as [`Region::advise`] does. For stepping.
+    ///
+    /// # Errors
+    /// See [`AdviseError`].
+    pub fn begin_advise(&self, offset: u64, len: u64, want: Want) -> Result<Advice, AdviseError> {
+        let pages = self.pages_of(offset, len)?;
+        if want == Want::Fault(PageAccess::Write) && !self.core.writable {
+            return Err(AdviseError::NotWritable);
+        }
+        Ok(Advice::new(Bringing::new(&self.core, Arc::clone(&self.sequence), pages, want)))
     }
 
     /// Starts to take the region down: its key is gone when this returns, its memory once what it gives has been polled

@@ -1,0 +1,186 @@
+//! What must hold after every step, and when everything is over.
+
+use super::world::{Place, Slot, World};
+use super::Broken;
+use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
+use hw_model::hca::{Entry, Path};
+use mr::Region;
+use odp::page::PageRun;
+use odp::space::{AddressSpace, FaultError};
+use odp::space::sim::SimSpace;
+use std::collections::BTreeMap;
+
+/// A region that is checked after every step, one at a time, has at most so many pages; larger ones are checked with
+/// everything.
+const SMALL: u64 = 64;
+
+fn broken<T>(rule: &'static str, detail: String) -> Result<T, Broken> {
+    Err(Broken { rule, detail })
+}
+
+/// What is present in `range`, by page: its frame, and whether it may be written.
+fn present(space: &SimSpace, range: VirtRange) -> BTreeMap<u64, (PhysAddr, bool)> {
+    let mut found = BTreeMap::new();
+    let mut left = range;
+    loop {
+        let mut runs: Vec<PageRun> = Vec::new();
+        let outcome = space.snapshot(left, &mut runs);
+        for run in runs {
+            for n in 0..run.pages {
+                let frame = (run.phys.offset(n * PAGE_SIZE), run.writable);
+                found.insert(run.start.page_number() + n, frame);
+            }
+        }
+        // A walk ends at the first hole; what lies behind is looked at by another.
+        let Err(FaultError::NoMapping { at }) = outcome else { return found };
+        let next = at.page_start().offset(PAGE_SIZE);
+        let Some(len) = left.end().0.checked_sub(next.0).filter(|len| *len > 0) else { return found };
+        let Some(rest) = VirtRange::new(next, len) else { return found };
+        left = rest;
+    }
+}
+
+impl World {
+    /// One region, in turn.
+    pub(super) fn check_next(&mut self) -> Result<(), Broken> {
+        self.checked += 1;
+        match self.checked.checked_rem(self.regions.len()) {
+            Some(index) if self.regions[index].place.len <= SMALL * PAGE_SIZE => {
+                self.check_region(&self.regions[index])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All regions, devices and processes.
+    pub(super) fn check_everything(&mut self) -> Result<(), Broken> {
+        self.regions.iter().try_for_each(|slot| self.check_region(slot))?;
+        (0..self.devices.len()).try_for_each(|device| self.check_device(device))?;
+        (0..self.devices.len()).try_for_each(|device| self.check_counts(device))?;
+        self.living(None).into_iter().try_for_each(|process| self.check_intervals(process))
+    }
+
+    /// Every valid entry leads to the frame that the process has there now, with no more rights than it has (invariants 1
+    /// and 6), and the counts are those of the entries (invariant 9).
+    fn check_region(&self, slot: &Slot) -> Result<(), Broken> {
+        let Slot { place, region } = slot;
+        let words = region.raw_entries().unwrap_or_default();
+        let (mut valid, mut linked) = (0, 0);
+        let mut frames = None;
+        let first = place.at.page_number();
+        for (index, word) in words.iter().enumerate() {
+            let entry = Entry::from_bits(*word);
+            linked += u64::from(entry.is_linked());
+            if !entry.is_valid() {
+                continue;
+            }
+            valid += 1;
+            let frames =
+                frames.get_or_insert_with(|| present(self.space(place.process), place.range().page_aligned()));
+            self.check_entry(place, entry, first + index as u64, frames)?;
+        }
+        let report = region.report();
+        if (report.present, report.linked) != (valid, linked) {
+            let detail = format!("{place:?}: {report:?}, but {valid} entries are valid and {linked} linked");
+            return broken("invariant 9: counts are those of the entries", detail);
+        }
+        Ok(())
+    }
+
+    fn check_entry(
+        &self,
+        place: &Place,
+        entry: Entry,
+        page: u64,
+        frames: &BTreeMap<u64, (PhysAddr, bool)>,
+    ) -> Result<(), Broken> {
+        let at = VirtAddr::from_page_number(page);
+        let port = self.devices[place.device].device.hca().port();
+        let leads_to = match entry.path() {
+            Path::Iova | Path::HostBridge => {
+                port.domain().and_then(|domain| domain.iova_to_phys(entry.address().to_iova()))
+            }
+            Path::Direct => Some(entry.address().to_phys_identity()),
+            Path::BusAddress => {
+                let bus = port.bus();
+                let mut bars = (0..2).filter_map(|provider| bus.bar(hw_model::bus::ProviderId(provider)));
+                bars.find_map(|bar| {
+                    let offset = entry.address().0.checked_sub(bar.bus_base().0)?;
+                    (offset < bar.size()).then(|| bar.base().offset(offset))
+                })
+            }
+            Path::Bounce => None,
+        };
+        let Some((frame, writable)) = frames.get(&page) else {
+            return broken("invariant 6: entries are true", format!("{at} of {place:?}: {entry:?}, but no page is there"));
+        };
+        if leads_to != Some(*frame) {
+            let detail = format!("{at} of {place:?}: {entry:?} leads to {leads_to:?}, the page is at {frame}");
+            return broken("invariant 6: entries are true", detail);
+        }
+        if entry.is_writable() && !writable {
+            return broken("invariant 6: entries are true", format!("{at} of {place:?}: {entry:?} may write, the program not"));
+        }
+        Ok(())
+    }
+
+    /// Nothing that hardware counts as software's mistake.
+    pub(super) fn check_device(&self, device: usize) -> Result<(), Broken> {
+        let hca = self.devices[device].device.hca();
+        let refused = hca.stats().dma_refused;
+        if refused > 0 {
+            let faults = hca.port().domain().map(|domain| format!("{:?}", domain.faults()));
+            return broken("DMA", format!("device {device}: the bus refused DMA {refused} times; {faults:?}"));
+        }
+        let Some(domain) = hca.port().domain() else { return Ok(()) };
+        let stats = domain.stats();
+        if stats.stale_hits > 0 {
+            return broken("IOTLB", format!("device {device} used {} translations that were unmapped", stats.stale_hits));
+        }
+        if stats.violations + stats.faults > 0 {
+            return broken("IOMMU", format!("device {device}: {stats:?}"));
+        }
+        Ok(())
+    }
+
+    /// Keys, IOVA ranges and linked bytes are those of the regions there are.
+    fn check_counts(&self, device: usize) -> Result<(), Broken> {
+        let dev = &self.devices[device];
+        let of = |place: &Place| place.device == device;
+        let regions = self.regions.iter().filter(|slot| of(&slot.place)).count() as u64;
+        let coming = self.registrations.iter().filter(|(place, _)| of(place)).count() as u64;
+        let going = self.teardowns.iter().filter(|(place, _)| of(place)).count() as u64;
+        let live = dev.device.hca().live_objects();
+        if live.keys != regions {
+            return broken("keys", format!("device {device}: {live:?}, {regions} regions"));
+        }
+        let Some(domain) = dev.device.dma().domain() else { return Ok(()) };
+        let iova = dev.device.dma().iova_stats();
+        if iova.live_ranges != regions + coming + going {
+            let detail = format!("device {device}: {iova:?}; regions: {regions}, {coming} coming, {going} going");
+            return broken("IOVA", detail);
+        }
+        if coming + going == 0 {
+            let linked: u64 =
+                self.regions.iter().filter(|slot| of(&slot.place)).map(|slot| slot.region.report().linked).sum();
+            let mapped = domain.stats().mapped_bytes;
+            if mapped != linked * PAGE_SIZE {
+                return broken("links", format!("device {device}: {mapped:#x} bytes mapped, {linked} pages linked"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_intervals(&self, process: usize) -> Result<(), Broken> {
+        let of = |place: &Place| place.process == process;
+        let regions = self.regions.iter().filter(|slot| of(&slot.place)).count();
+        let coming = self.registrations.iter().filter(|(place, _)| of(place)).count();
+        let going = self.teardowns.iter().filter(|(place, _)| of(place)).count();
+        let stats = self.space(process).notifiers().stats();
+        if stats.intervals != (regions + coming + going) as u64 {
+            let detail = format!("process {process}: {stats:?}; regions: {regions}, {coming} coming, {going} going");
+            return broken("notifiers", detail);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! A network in virtual time: what is sent arrives later, or not, or twice, or in another order.
+
+use super::choices::Choices;
+use hw_model::hca::{Gid, Time};
+use hw_model::link::{Ingress, Link};
+use hw_model::sync::{Arc, Mutex};
+use hw_model::wire::Packet;
+use std::collections::BTreeMap;
+
+/// Largest payload of a packet: as on a path MTU of 4096.
+const MAX_PAYLOAD: usize = 4096;
+
+/// What happens to packets, in so many of a thousand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weather {
+    /// Lost.
+    pub lost: u32,
+    /// Delivered twice.
+    pub twice: u32,
+    /// The longest way, in nanoseconds: where it differs from packet to packet, they overtake each other.
+    pub longest_ns: u32,
+}
+
+/// What happened to packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NetworkCounts {
+    /// Sent.
+    pub sent: u64,
+    /// Of those, lost.
+    pub lost: u64,
+    /// Of those, sent on a second time.
+    pub doubled: u64,
+    /// Delivered after a packet that was sent later.
+    pub overtaken: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    ports: BTreeMap<Gid, Arc<dyn Ingress>>,
+    outbox: Vec<Packet>,
+}
+
+struct Flight {
+    due: Time,
+    number: u64,
+    packet: Packet,
+}
+
+/// The network of one world.
+pub struct Network {
+    shared: Arc<Mutex<Shared>>,
+    flights: Vec<Flight>,
+    created: u128,
+    number: u64,
+    latest: u64,
+    /// What it does to packets.
+    pub weather: Weather,
+    /// What it did.
+    pub counts: NetworkCounts,
+}
+
+/// One port.
+pub struct Port {
+    shared: Arc<Mutex<Shared>>,
+    address: Gid,
+}
+
+impl Network {
+    /// A network without ports.
+    #[must_use]
+    pub fn new(weather: Weather) -> Self {
+        Self {
+            shared: Arc::default(),
+            flights: Vec::new(),
+            created: 0,
+            number: 0,
+            latest: 0,
+            weather,
+            counts: NetworkCounts::default(),
+        }
+    }
+
+    /// A new port.
+    pub fn port(&mut self) -> Port {
+        self.created += 1;
+        Port { shared: Arc::clone(&self.shared), address: Gid((0xfe80 << 112) + self.created) }
+    }
+
+    /// Takes what engines have sent since and decides its fate.
+    pub fn collect(&mut self, now: Time, choices: &mut Choices) {
+        let sent = std::mem::take(&mut self.shared.lock().outbox);
+        for packet in sent {
+            self.counts.sent += 1;
+            if self.weather.lost > 0 && choices.chance(self.weather.lost) {
+                self.counts.lost += 1;
+                continue;
+            }
+            if self.weather.twice > 0 && choices.chance(self.weather.twice) {
+                self.counts.doubled += 1;
+                self.send_on(packet.clone(), now, choices);
+            }
+            self.send_on(packet, now, choices);
+        }
+    }
+
+    fn send_on(&mut self, packet: Packet, now: Time, choices: &mut Choices) {
+        let way = if self.weather.longest_ns > 0 { choices.below(self.weather.longest_ns) } else { 0 };
+        self.number += 1;
+        self.flights.push(Flight { due: now.after(u64::from(way)), number: self.number, packet });
+    }
+
+    /// When the next packet arrives.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        self.flights.iter().map(|flight| flight.due).min()
+    }
+
+    /// Delivers the packet that has waited longest of those that are due. Gives whom to.
+    pub fn deliver(&mut self, now: Time) -> Option<Gid> {
+        let due = self.flights.iter().enumerate().filter(|(_, flight)| flight.due <= now);
+        let (index, _) = due.min_by_key(|(_, flight)| (flight.due, flight.number))?;
+        let Flight { number, packet, .. } = self.flights.remove(index);
+        if number < self.latest {
+            self.counts.overtaken += 1;
+        }
+        self.latest = self.latest.max(number);
+        let to = packet.destination;
+        let ingress = self.shared.lock().ports.get(&to).cloned();
+        if let Some(ingress) = ingress {
+            ingress.deliver(packet);
+        }
+        Some(to)
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.flights.is_empty() && self.shared.lock().outbox.is_empty()
+    }
+}
+
+impl Link for Port {
+    fn address(&self) -> Gid {
+        self.address
+    }
+    fn max_payload(&self) -> usize {
+        MAX_PAYLOAD
+    }
+    fn attach(&self, ingress: Arc<dyn Ingress>) {
+        self.shared.lock().ports.insert(self.address, ingress);
+    }
+    fn detach(&self) {
+        let gone = self.shared.lock().ports.remove(&self.address);
+        drop(gone);
+    }
+    fn send(&self, packet: Packet) {
+        self.shared.lock().outbox.push(packet);
+    }
+}

@@ -1,0 +1,386 @@
+//! RDMA: requests are posted, end once, and mean what they say.
+
+use super::memory::Piece;
+use super::world::{Connection, Request, Retired, Slot, World};
+use super::Broken;
+use hw_model::addr::RegionAddr;
+use hw_model::hca::{Access as Rights, Completion, Key, Operation, Remote, RequestId, SendRequest, Sge, Status};
+use hw_model::sync::Arc;
+use mr::Region;
+use odp::space::Access;
+use std::hash::Hash;
+
+/// Requests outstanding on one connection.
+const MOST_OUTSTANDING: usize = 12;
+
+/// A piece of a region: as a request names it, and what it is.
+struct Chosen {
+    key: Key,
+    address: RegionAddr,
+    piece: Piece,
+}
+
+/// Which way the bytes of a request go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// From the poster to its peer.
+    Write,
+    /// From the peer to the poster.
+    Read,
+}
+
+/// What is wrong with a request that must fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    RandomKey,
+    DeadKey,
+    OneTooMany,
+}
+
+impl World {
+    /// A connection that works, and which end of it posts.
+    fn some_end(&mut self) -> Option<(usize, usize)> {
+        let working: Vec<usize> = (0..self.connections.len())
+            .filter(|index| {
+                let outstanding = self.requests.values().filter(|request| request.connection == *index).count();
+                !self.connections[*index].broken && outstanding < MOST_OUTSTANDING
+            })
+            .collect();
+        let index = self.choices.index(working.len())?;
+        Some((working[index], self.choices.below(2) as usize))
+    }
+
+    fn some_region(&mut self, device: usize, needs: Rights) -> Option<usize> {
+        let fit = |slot: &Slot| slot.place.device == device && slot.region.access().contains(needs);
+        let all: Vec<usize> = (0..self.regions.len()).filter(|index| fit(&self.regions[*index])).collect();
+        self.choices.index(all.len()).map(|index| all[index])
+    }
+
+    /// `len` bytes of a region, or fewer if it is shorter.
+    fn some_part(&mut self, region: usize, len: u64) -> Chosen {
+        let place = self.regions[region].place;
+        let len = len.min(place.len);
+        let offset = self.choices.between(0, place.len - len);
+        let slot = &self.regions[region];
+        Chosen {
+            key: slot.region.key(),
+            address: slot.region.address().offset(offset),
+            piece: Piece { process: place.process, at: place.at.offset(offset), len: len as usize },
+        }
+    }
+
+    fn some_length(&mut self) -> u64 {
+        match self.choices.below(4) {
+            0 => self.choices.between(1, 64),
+            1 => self.choices.between(1, 5000),
+            2 => self.choices.between(1, 3) * 4096,
+            _ => self.choices.between(4000, 12000),
+        }
+    }
+
+    /// Posts a write or read between two regions.
+    pub(super) fn post(&mut self) -> Result<(), Broken> {
+        let Some((connection, end)) = self.some_end() else { return Ok(()) };
+        let way = if self.choices.chance(500) { Way::Write } else { Way::Read };
+        let [near, far] = self.ends(connection, end);
+        let (local_needs, remote_needs) = needs(way);
+        let Some(remote) = self.some_region(far, remote_needs) else { return Ok(()) };
+        let Some(first) = self.some_region(near, local_needs) else { return Ok(()) };
+        let wanted = self.some_length();
+        let remote = self.some_part(remote, wanted);
+        let mut left = remote.piece.len as u64;
+        let mut local = vec![self.some_part(first, left)];
+        left -= local[0].piece.len as u64;
+        // Where one region is too short, a second entry; what is still missing is not asked for.
+        if left > 0
+            && let Some(second) = self.some_region(near, local_needs)
+        {
+            local.push(self.some_part(second, left));
+        }
+        let len: usize = local.iter().map(|chosen| chosen.piece.len).sum();
+        let remote = Chosen { piece: Piece { len, ..remote.piece }, ..remote };
+        let locals: Vec<Piece> = local.iter().map(|chosen| chosen.piece).collect();
+        let (source, target) = match way {
+            Way::Write => (locals, vec![remote.piece]),
+            Way::Read => (vec![remote.piece], locals),
+        };
+        if !self.memory.can_follow(&source, &target) {
+            self.counts.one("requests not posted because they could not be followed");
+            return Ok(());
+        }
+        let id = self.next_id;
+        let allowed = source.iter().all(|piece| self.memory.allows_device(*piece, Access::Read))
+            && target.iter().all(|piece| self.memory.allows_device(*piece, Access::Write));
+        let reach = [near, far].iter().all(|device| self.devices[*device].reaches_peers);
+        self.memory.begin_transfer(id, &source, &target, !(allowed && reach));
+        let request = Request {
+            connection,
+            followed: true,
+            keys: local.iter().map(|chosen| chosen.key).chain([remote.key]).collect(),
+            devices: [near, far],
+            target,
+            injected: self.devices[near].injected() + self.devices[far].injected(),
+        };
+        let remote = Remote { key: remote.key, address: remote.address };
+        self.send(end, way, &local, remote, request)
+    }
+
+    /// Posts a request that must fail and may not change a byte.
+    pub(super) fn post_badly(&mut self) -> Result<(), Broken> {
+        let Some((connection, end)) = self.some_end() else { return Ok(()) };
+        let way = if self.choices.chance(500) { Way::Write } else { Way::Read };
+        let fault = self.choices.of(&[Fault::RandomKey, Fault::DeadKey, Fault::OneTooMany]);
+        let [near, far] = self.ends(connection, end);
+        let (local_needs, remote_needs) = needs(way);
+        let Some(local) = self.some_region(near, local_needs) else { return Ok(()) };
+        let Some(region) = self.some_region(far, remote_needs) else { return Ok(()) };
+        let wanted = self.some_length();
+        let local = self.some_part(local, wanted);
+        let len = local.piece.len as u64;
+        let slot = &self.regions[region];
+        let (place, start) = (slot.place, slot.region.address());
+        let remote = match fault {
+            Fault::RandomKey => {
+                let key = Key(self.choices.below(u32::MAX));
+                if self.regions.iter().any(|slot| slot.region.key() == key) {
+                    return Ok(());
+                }
+                Remote { key, address: start }
+            }
+            Fault::DeadKey => {
+                let dead: Vec<(Key, u64)> = self
+                    .dead_keys
+                    .iter()
+                    .filter(|(device, key, _)| {
+                        *device == far && !self.regions.iter().any(|slot| slot.region.key() == *key)
+                    })
+                    .map(|(_, key, address)| (*key, *address))
+                    .collect();
+                let Some(nth) = self.choices.index(dead.len()) else { return Ok(()) };
+                Remote { key: dead[nth].0, address: RegionAddr(dead[nth].1) }
+            }
+            // One byte past the end: not one earlier byte may land.
+            Fault::OneTooMany if len <= place.len => {
+                Remote { key: self.regions[region].region.key(), address: start.offset(place.len - len + 1) }
+            }
+            Fault::OneTooMany => return Ok(()),
+        };
+        self.counts.one("requests posted that must fail");
+        let request = Request {
+            connection,
+            followed: false,
+            keys: vec![local.key, remote.key],
+            devices: [near, far],
+            target: Vec::new(),
+            injected: 0,
+        };
+        self.send(end, way, &[local], remote, request)
+    }
+
+    fn ends(&self, connection: usize, end: usize) -> [usize; 2] {
+        let devices = self.connections[connection].devices;
+        [devices[end], devices[1 - end]]
+    }
+
+    fn send(
+        &mut self,
+        end: usize,
+        way: Way,
+        local: &[Chosen],
+        remote: Remote,
+        request: Request,
+    ) -> Result<(), Broken> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let entry = |chosen: &Chosen| Sge {
+            key: chosen.key,
+            address: chosen.address,
+            length: chosen.piece.len as u32,
+        };
+        let sges: Vec<Sge> = local.iter().map(entry).collect();
+        let operation = match way {
+            Way::Write => Operation::Write(remote),
+            Way::Read => Operation::Read(remote),
+        };
+        let fence = self.choices.chance(100);
+        let send = SendRequest { id: RequestId(id), operation, local: &sges, signaled: true, fence };
+        self.note(|| {
+            let pieces: Vec<Piece> = local.iter().map(|chosen| chosen.piece).collect();
+            format!("post {id}: {way:?} {pieces:?} {remote:?}, target {:?}", request.target)
+        });
+        let connection = &self.connections[request.connection];
+        if let Err(error) = connection.qps[end].post_send(&send) {
+            // The peer has refused an earlier request, and its queue pair is gone: nothing was posted.
+            self.memory.end_transfer(id, false);
+            self.counts.one("posts that were refused");
+            self.note(|| format!("refused: {error}"));
+            return Ok(());
+        }
+        self.counts.one("requests posted");
+        self.devices[request.devices[0]].asleep = None;
+        self.requests.insert(id, request);
+        Ok(())
+    }
+
+    /// Takes what has completed on a device.
+    pub(super) fn collect_completions(&mut self, device: usize) -> Result<(), Broken> {
+        let mut completions = Vec::new();
+        let polled = self.devices[device].cq.poll(&mut completions, 64);
+        polled.map_err(|overrun| Broken { rule: "completion queue", detail: overrun.to_string() })?;
+        completions.into_iter().try_for_each(|completion| self.complete(completion))
+    }
+
+    fn complete(&mut self, completion: Completion) -> Result<(), Broken> {
+        let (id, status) = (completion.id.0, completion.status);
+        (id, status as u8, self.now.0).hash(&mut self.digest);
+        self.note(|| format!("request {id}: {status:?}"));
+        let Some(request) = self.requests.remove(&id) else {
+            let detail = format!("request {id} ended ({status:?}), which was not posted or had ended before");
+            return Err(Broken { rule: "every request ends once", detail });
+        };
+        self.counts.one(status_name(status));
+        if !self.may_end_so(id, &request, status) {
+            let detail = format!(
+                "request {id} of connection {} (keys {:?}, target {:?}) ended with {status:?}, and nothing happened that \
+                 it could fail for",
+                request.connection, request.keys, request.target
+            );
+            return Err(Broken { rule: "status", detail });
+        }
+        if status == Status::Success {
+            self.memory.end_transfer(id, true);
+            if self.choices.chance(600) {
+                for piece in &request.target {
+                    self.read(*piece)?;
+                }
+            }
+            return Ok(());
+        }
+        let connection = &mut self.connections[request.connection];
+        connection.broken = true;
+        if request.followed {
+            connection.ended_badly.push(id);
+        }
+        Ok(())
+    }
+
+    /// Whether something is going on that a request of this connection may fail for.
+    fn is_doomed(&self, connection: usize) -> bool {
+        let other = &self.connections[connection];
+        other.broken
+            || other.closing
+            || self.requests.iter().any(|(id, request)| request.connection == connection && self.may_fail(*id, request))
+    }
+
+    fn may_fail(&self, id: u64, request: &Request) -> bool {
+        let injected = request.devices.iter().map(|device| self.devices[*device].injected()).sum::<u64>();
+        !request.followed || self.memory.is_excused(id) || injected > request.injected
+    }
+
+    fn may_end_so(&self, id: u64, request: &Request, status: Status) -> bool {
+        match status {
+            Status::Success => request.followed,
+            Status::LocalProtectionError | Status::RemoteAccessError => {
+                self.may_fail(id, request) || self.connections[request.connection].closing
+            }
+            Status::FlushError => self.may_fail(id, request) || self.is_doomed(request.connection),
+            Status::RetryExceeded => {
+                self.lossy || self.may_fail(id, request) || self.is_doomed(request.connection)
+            }
+            Status::LocalQpOperationError
+            | Status::BadResponseError
+            | Status::RemoteInvalidRequestError
+            | Status::RemoteOperationError
+            | Status::RnrRetryExceeded => false,
+        }
+    }
+
+    /// Takes a connection down that has failed, or now and then one that has not, and makes a new one.
+    pub(super) fn reconnect_some(&mut self) -> Result<(), Broken> {
+        let broken: Vec<usize> =
+            (0..self.connections.len()).filter(|index| self.connections[*index].broken).collect();
+        let index = match self.choices.index(broken.len()) {
+            Some(nth) => broken[nth],
+            None if self.choices.chance(30) => self.choices.below(self.connections.len() as u32) as usize,
+            None => return Ok(()),
+        };
+        self.reconnect(index)
+    }
+
+    pub(super) fn reconnect(&mut self, index: usize) -> Result<(), Broken> {
+        self.note(|| format!("connection {index} is made anew"));
+        self.counts.one("connections made anew");
+        self.connections[index].closing = true;
+        let [first, second] = self.connections[index].devices;
+        let fresh = self.connect(first, second)?;
+        // Dropped with all they had: it ends with a flush error now.
+        let Connection { qps, ended_badly, .. } = std::mem::replace(&mut self.connections[index], fresh);
+        drop(qps);
+        self.connections[index].closing = true;
+        self.connections[index].ended_badly = ended_badly;
+        for device in [first, second] {
+            self.collect_completions(device)?;
+        }
+        let left: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.connection == index)
+            .map(|(id, _)| *id)
+            .collect();
+        if !left.is_empty() {
+            let detail = format!("requests {left:?} did not end with their queue pairs");
+            return Err(Broken { rule: "every request ends once", detail });
+        }
+        let connection = &mut self.connections[index];
+        (connection.closing, connection.broken) = (false, false);
+        let transfers = std::mem::take(&mut connection.ended_badly);
+        let hosts = [first, second].map(|device| self.devices[device].host);
+        let drains = hosts.map(|host| (host, self.epoch(host).drain()));
+        self.retired.push(Retired { transfers, drains: drains.into() });
+        Ok(())
+    }
+
+    /// What failed long enough ago does not land any more.
+    pub(super) fn finish_retired(&mut self) {
+        let mut index = 0;
+        while index < self.retired.len() {
+            let hosts = &self.hosts;
+            let over = |(host, drain): &mut (usize, hw_model::bus::Drain)| {
+                drain.poll(hw_model::bus::HostMemory::epoch(&*hosts[*host].sim))
+            };
+            if self.retired[index].drains.iter_mut().all(over) {
+                for id in self.retired.swap_remove(index).transfers {
+                    self.memory.end_transfer(id, false);
+                }
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    pub(super) fn epoch(&self, host: usize) -> &Arc<hw_model::bus::DmaEpoch> {
+        hw_model::bus::HostMemory::epoch(&*self.hosts[host].sim)
+    }
+}
+
+fn needs(way: Way) -> (Rights, Rights) {
+    match way {
+        Way::Write => (Rights::empty(), Rights::REMOTE_WRITE),
+        Way::Read => (Rights::LOCAL_WRITE, Rights::REMOTE_READ),
+    }
+}
+
+fn status_name(status: Status) -> &'static str {
+    match status {
+        Status::Success => "requests: success",
+        Status::LocalProtectionError => "requests: local protection error",
+        Status::LocalQpOperationError => "requests: local QP operation error",
+        Status::FlushError => "requests: flushed",
+        Status::BadResponseError => "requests: bad response",
+        Status::RemoteInvalidRequestError => "requests: remote invalid request",
+        Status::RemoteAccessError => "requests: remote access error",
+        Status::RemoteOperationError => "requests: remote operation error",
+        Status::RetryExceeded => "requests: retries exceeded",
+        Status::RnrRetryExceeded => "requests: RNR retries exceeded",
+    }
+}

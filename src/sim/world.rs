@@ -1,0 +1,553 @@
+//! The world and what happens in it next.
+
+use super::choices::{Choices, Trace};
+use super::memory::{Memory, Piece};
+use super::network::Network;
+use super::{Broken, Counts};
+use hw_model::addr::VirtAddr;
+use hw_model::bus::Drain;
+use hw_model::fault_plan::FaultPlan;
+use hw_model::hca::{Key, Step, Time};
+use hw_model::sync::Arc;
+use mr::device::model::{Advice, FaultJob, ModelDevice, ModelPd, ModelRegion, Registration};
+use mr::{CompletionQueue, QueuePair, Teardown};
+use odp::space::{Access, FaultError};
+use odp::space::sim::{DeviceMemoryId, ObjectId, SimHost, SimOp, SimSpace};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// How a world is made and watched.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which points fail, with which probability; `None` lets the seed decide.
+    pub plan: Option<Vec<(String, f64)>>,
+    /// Keep a line for everything that happens.
+    pub log: bool,
+}
+
+/// A machine.
+pub struct Host {
+    pub(super) sim: Arc<SimHost>,
+    pub(super) shmem: ObjectId,
+    pub(super) file: ObjectId,
+    pub(super) private_file: ObjectId,
+    pub(super) dmabuf: ObjectId,
+    pub(super) coherent: DeviceMemoryId,
+    pub(super) private: DeviceMemoryId,
+    pub(super) devices: Vec<usize>,
+    pub(super) next_arena: u64,
+}
+
+/// An HCA and what software keeps of it.
+pub struct Dev {
+    pub(super) host: usize,
+    pub(super) device: Arc<ModelDevice>,
+    pub(super) pd: Arc<ModelPd>,
+    pub(super) cq: Arc<dyn CompletionQueue>,
+    pub(super) plan: Option<Arc<FaultPlan>>,
+    /// Its engine had nothing to do, and when it will.
+    pub(super) asleep: Option<Option<Time>>,
+    /// Whether it has a way to the device memories of its host.
+    pub(super) reaches_peers: bool,
+    /// Page faults being handled.
+    pub(super) jobs: Vec<FaultJob>,
+}
+
+impl Dev {
+    /// Failures injected so far.
+    pub(super) fn injected(&self) -> u64 {
+        self.plan.as_ref().map_or(0, |plan| plan.fired().iter().map(|(_, fired)| fired).sum())
+    }
+}
+
+/// A program.
+pub struct Process {
+    pub(super) host: usize,
+    /// `None` once it has ended.
+    pub(super) space: Option<Arc<SimSpace>>,
+    /// First page of its memory.
+    pub(super) arena: u64,
+}
+
+/// A region, or one on its way in or out.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub(super) device: usize,
+    pub(super) process: usize,
+    pub(super) at: VirtAddr,
+    pub(super) len: u64,
+}
+
+/// A registered region.
+pub struct Slot {
+    pub(super) place: Place,
+    pub(super) region: Arc<ModelRegion>,
+}
+
+/// Two connected queue pairs.
+pub struct Connection {
+    pub(super) devices: [usize; 2],
+    pub(super) qps: [Arc<dyn QueuePair>; 2],
+    /// A request of it has failed.
+    pub(super) broken: bool,
+    /// It is being taken down.
+    pub(super) closing: bool,
+    /// Transfers that failed: what they had sent may still land.
+    pub(super) ended_badly: Vec<u64>,
+}
+
+/// A posted request that has not ended.
+pub struct Request {
+    pub(super) connection: usize,
+    /// The oracle follows it. One that must fail changes nothing, so there is nothing to follow.
+    pub(super) followed: bool,
+    pub(super) keys: Vec<Key>,
+    pub(super) devices: [usize; 2],
+    pub(super) target: Vec<Piece>,
+    pub(super) injected: u64,
+}
+
+/// Transfers of queue pairs that are gone, until the bursts of then are over.
+pub struct Retired {
+    pub(super) transfers: Vec<u64>,
+    pub(super) drains: Vec<(usize, Drain)>,
+}
+
+/// A change of memory that has begun.
+pub struct Change {
+    pub(super) host: usize,
+    pub(super) process: Option<usize>,
+    pub(super) op: SimOp,
+}
+
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    Engine,
+    Deliver,
+    Fault,
+    Change,
+    ChangeOn,
+    Parked,
+    Post,
+    BadPost,
+    Read,
+    Write,
+    Register,
+    RegisterOn,
+    Deregister,
+    TeardownOn,
+    Advise,
+    AdviseOn,
+    Reconnect,
+    Exit,
+    Check,
+    Wait,
+}
+
+/// Kinds of changes that are switched on or off by the run: which pages go, and why.
+pub const CHANGES: usize = 19;
+
+/// What this run does much of, and what not at all.
+pub struct Swarm {
+    weights: Vec<(Action, u32)>,
+    total: u32,
+    pub(super) changes: [bool; CHANGES],
+}
+
+impl Swarm {
+    pub(super) fn new(choices: &mut Choices) -> Self {
+        /// Steps that bring what was begun to an end. They are never switched off.
+        const ALWAYS: &[(Action, u32)] = &[
+            (Action::Engine, 320),
+            (Action::Deliver, 160),
+            (Action::Fault, 90),
+            (Action::ChangeOn, 60),
+            (Action::Parked, 25),
+            (Action::RegisterOn, 25),
+            (Action::TeardownOn, 20),
+            (Action::AdviseOn, 15),
+            (Action::Post, 60),
+            (Action::Register, 14),
+            (Action::Reconnect, 8),
+        ];
+        const SOMETIMES: &[(Action, u32)] = &[
+            (Action::Change, 30),
+            (Action::BadPost, 2),
+            (Action::Read, 20),
+            (Action::Write, 20),
+            (Action::Deregister, 5),
+            (Action::Advise, 6),
+            (Action::Exit, 2),
+            (Action::Check, 3),
+            (Action::Wait, 4),
+        ];
+        let mut weights: Vec<(Action, u32)> = Vec::new();
+        for (action, weight) in ALWAYS {
+            weights.push((*action, weight * choices.of(&[1, 1, 2])));
+        }
+        for (action, weight) in SOMETIMES {
+            weights.push((*action, weight * choices.of(&[1, 2, 0, 1, 4])));
+        }
+        let total = weights.iter().map(|(_, weight)| weight).sum();
+        let changes = std::array::from_fn(|_| !choices.chance(300));
+        Self { weights, total, changes }
+    }
+
+    fn pick(&self, choices: &mut Choices) -> Action {
+        let mut left = choices.below(self.total);
+        for (action, weight) in &self.weights {
+            if left < *weight {
+                return *action;
+            }
+            left -= weight;
+        }
+        Action::Engine
+    }
+}
+
+/// Hosts, devices, processes, a network, and one thread that decides everything.
+pub struct World {
+    pub(super) choices: Choices,
+    pub(super) network: Network,
+    /// Payload of a full packet.
+    pub(super) mtu: u32,
+    pub(super) lossy: bool,
+    pub(super) swarm: Swarm,
+    pub(super) now: Time,
+    pub(super) memory: Memory,
+    pub(super) hosts: Vec<Host>,
+    pub(super) devices: Vec<Dev>,
+    pub(super) processes: Vec<Process>,
+    pub(super) regions: Vec<Slot>,
+    pub(super) registrations: Vec<(Place, Registration)>,
+    pub(super) advices: Vec<(Place, Advice)>,
+    pub(super) teardowns: Vec<(Place, Teardown)>,
+    pub(super) connections: Vec<Connection>,
+    pub(super) requests: BTreeMap<u64, Request>,
+    pub(super) retired: Vec<Retired>,
+    pub(super) changes: Vec<Change>,
+    /// Keys of regions that are gone, with the device and an address they had.
+    pub(super) dead_keys: Vec<(usize, Key, u64)>,
+    pub(super) counts: Counts,
+    pub(super) next_id: u64,
+    pub(super) stamp: u64,
+    /// Regions checked so far: which is next.
+    pub(super) checked: usize,
+    pub(super) log: Option<Vec<String>>,
+    pub(super) digest: DefaultHasher,
+}
+
+impl World {
+    /// One step.
+    ///
+    /// # Errors
+    /// [`Broken`] if something is not as it must be.
+    pub fn step(&mut self) -> Result<(), Broken> {
+        self.choices.next_step();
+        self.now = self.now.after(u64::from(self.choices.below(400)) + 50);
+        let action = self.swarm.pick(&mut self.choices);
+        action.hash(&mut self.digest);
+        self.counts.one("steps");
+        match action {
+            Action::Engine => self.step_some_engine()?,
+            Action::Deliver => self.deliver(),
+            Action::Fault => self.step_some_fault(),
+            Action::Change => self.begin_change()?,
+            Action::ChangeOn => self.step_some_change()?,
+            Action::Parked => self.poll_parked(),
+            Action::Post => self.post()?,
+            Action::BadPost => self.post_badly()?,
+            Action::Read => self.read_some()?,
+            Action::Write => self.write_some()?,
+            Action::Register => self.begin_registration()?,
+            Action::RegisterOn => self.step_some_registration()?,
+            Action::Deregister => self.begin_deregistration(),
+            Action::TeardownOn => self.step_some_teardown()?,
+            Action::Advise => self.begin_advice(),
+            Action::AdviseOn => self.step_some_advice()?,
+            Action::Reconnect => self.reconnect_some()?,
+            Action::Exit => self.end_some_process()?,
+            Action::Check => self.check_everything()?,
+            Action::Wait => self.wait(),
+        }
+        self.finish_retired();
+        self.check_next()
+    }
+
+    /// A number that tells this run from others.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        self.digest.finish()
+    }
+
+    /// What was decided so far.
+    #[must_use]
+    pub fn trace(&self) -> &Trace {
+        self.choices.made()
+    }
+
+    /// Takes the lines that were kept.
+    pub fn take_log(&mut self) -> Vec<String> {
+        self.log.take().unwrap_or_default()
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    pub(super) fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(log) = &mut self.log {
+            let step = self.choices.made().steps.len();
+            log.push(format!("{step:5} {:>10} ns  {}", self.now.0, line()));
+        }
+    }
+
+    pub(super) fn space(&self, process: usize) -> &Arc<SimSpace> {
+        self.processes[process].space.as_ref().expect("a process that has not ended")
+    }
+
+    /// Processes that have not ended, of one host or of all.
+    pub(super) fn living(&self, host: Option<usize>) -> Vec<usize> {
+        let lives = |process: &Process| process.space.is_some() && host.is_none_or(|host| process.host == host);
+        self.processes.iter().enumerate().filter(|(_, process)| lives(process)).map(|(index, _)| index).collect()
+    }
+
+    pub(super) fn some_process(&mut self, host: Option<usize>) -> Option<usize> {
+        let living = self.living(host);
+        self.choices.index(living.len()).map(|index| living[index])
+    }
+
+    /// A mapped page of a process.
+    pub(super) fn some_page(&mut self, process: usize) -> Option<u64> {
+        let count = self.memory.pages(process).count();
+        // Near the beginning, where the small mappings are; huge ones would be all there is otherwise.
+        let most = if self.choices.chance(200) { count } else { count.min(64) };
+        let nth = self.choices.index(most)?;
+        self.memory.pages(process).nth(nth).map(|(page, _)| page)
+    }
+
+    /// Bytes that nobody has seen before.
+    pub(super) fn fresh_bytes(&mut self, len: usize) -> Vec<u8> {
+        self.stamp = self.stamp.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        let mut word = self.stamp;
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            word = word.wrapping_mul(0x2545_f491_4f6c_dd1d).rotate_left(17) ^ self.stamp;
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    // Engines, packets, time.
+
+    fn wakes(&self, device: usize) -> bool {
+        match self.devices[device].asleep {
+            None => true,
+            Some(wake_at) => wake_at.is_some_and(|at| at <= self.now),
+        }
+    }
+
+    fn step_some_engine(&mut self) -> Result<(), Broken> {
+        let awake: Vec<usize> = (0..self.devices.len()).filter(|device| self.wakes(*device)).collect();
+        match self.choices.index(awake.len()) {
+            Some(index) => self.step_engine(awake[index]),
+            None => {
+                if self.network.next_due().is_none_or(|due| due > self.now) {
+                    self.wait();
+                } else {
+                    self.deliver();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn step_engine(&mut self, device: usize) -> Result<(), Broken> {
+        let step = self.devices[device].device.hca().step_engine(0, self.now);
+        self.devices[device].asleep = match step {
+            Step::Worked | Step::Blocked => None,
+            Step::Idle { wake_at } => Some(wake_at),
+        };
+        self.note(|| format!("engine {device}: {step:?}"));
+        self.network.collect(self.now, &mut self.choices);
+        self.collect_completions(device)?;
+        self.check_device(device)
+    }
+
+    fn deliver(&mut self) {
+        if let Some(to) = self.network.deliver(self.now) {
+            let device = self.devices.iter().position(|dev| dev.device.hca().gid() == to);
+            if let Some(device) = device {
+                self.devices[device].asleep = None;
+                self.note(|| format!("packet for {device}"));
+            }
+        }
+    }
+
+    /// Delivers what is due; whether something was.
+    pub(super) fn deliver_all(&mut self) -> bool {
+        let mut some = false;
+        while self.network.next_due().is_some_and(|due| due <= self.now) {
+            self.deliver();
+            some = true;
+        }
+        some
+    }
+
+    /// Nothing happens until something is due.
+    pub(super) fn wait(&mut self) {
+        let timers = self.devices.iter().filter_map(|dev| dev.asleep.flatten());
+        let next = timers.chain(self.network.next_due()).filter(|time| *time > self.now).min();
+        if let Some(next) = next {
+            self.now = next;
+            self.note(|| "time passes".to_owned());
+            self.counts.one("waits for time");
+        }
+    }
+
+    // Page faults.
+
+    fn step_some_fault(&mut self) {
+        let count = self.devices.len();
+        let Some(device) = self.choices.index(count) else { return };
+        // The busiest is helped first if the one that was picked has nothing to do.
+        let busy = |dev: &Dev| !dev.jobs.is_empty() || !dev.device.hca().faults().is_empty();
+        let device = (0..count).map(|n| (device + n) % count).find(|device| busy(&self.devices[*device]));
+        let Some(device) = device else { return };
+        let waiting = !self.devices[device].device.hca().faults().is_empty();
+        let jobs = self.devices[device].jobs.len();
+        if waiting && (jobs == 0 || jobs < 4 && self.choices.chance(500)) {
+            self.take_fault(device);
+        } else if let Some(job) = self.choices.index(jobs) {
+            self.step_fault(device, job);
+        }
+    }
+
+    pub(super) fn take_fault(&mut self, device: usize) -> bool {
+        let Some(job) = self.devices[device].device.next_fault() else { return false };
+        self.counts.one("page faults");
+        self.note(|| format!("fault event at {device}: {:?}", job.event()));
+        self.devices[device].jobs.push(job);
+        true
+    }
+
+    /// Whether it did something.
+    pub(super) fn step_fault(&mut self, device: usize, job: usize) -> bool {
+        use odp::fault::Progress;
+        let progress = self.devices[device].jobs[job].poll();
+        self.note(|| format!("fault {job} at {device}: {progress:?}"));
+        match progress {
+            Progress::Blocked => {
+                self.counts.one("faults that waited for an invalidation");
+                false
+            }
+            Progress::Again => true,
+            Progress::Done(outcome) => {
+                drop(self.devices[device].jobs.swap_remove(job));
+                self.devices[device].asleep = None;
+                if outcome == hw_model::hca::FaultOutcome::Failed {
+                    self.counts.one("page faults that failed");
+                }
+                true
+            }
+        }
+    }
+
+    fn poll_parked(&mut self) {
+        let count = self.hosts.len();
+        if let Some(host) = self.choices.index(count) {
+            let left = self.hosts[host].sim.poll_parked();
+            if left > 0 {
+                self.counts.one("copies on write that waited for a burst");
+            }
+        }
+    }
+
+    // The programs.
+
+    /// Part of a page or two.
+    fn some_piece(&mut self) -> Option<Piece> {
+        let process = self.some_process(None)?;
+        let page = self.some_page(process)?;
+        let start = u64::from(self.choices.below(4096));
+        let len = 1 + self.choices.below(300) as usize;
+        Some(Piece { process, at: VirtAddr::from_page_number(page).offset(start), len })
+    }
+
+    /// Whether the program may access all of the piece, told from what it asked for.
+    fn may(&self, piece: Piece, access: Access) -> bool {
+        let last = piece.at.offset(piece.len as u64 - 1).page_number();
+        (piece.at.page_number()..=last).all(|page| self.memory.allows(piece.process, page, access))
+    }
+
+    fn read_some(&mut self) -> Result<(), Broken> {
+        match self.some_piece() {
+            Some(piece) => self.read(piece),
+            None => Ok(()),
+        }
+    }
+
+    /// The program reads, and sees what it may.
+    pub(super) fn read(&mut self, piece: Piece) -> Result<(), Broken> {
+        let mut seen = vec![0; piece.len];
+        let result = self.space(piece.process).cpu_read(piece.at, &mut seen);
+        self.note(|| format!("cpu reads {piece:?}: {result:?}"));
+        self.judge(piece, Access::Read, result)?;
+        if result.is_ok() {
+            self.counts.add("bytes verified", piece.len as u64);
+            self.memory.read(piece.process, piece.at, &seen).map_err(|wrong| Broken::new("bytes", wrong))?;
+        }
+        Ok(())
+    }
+
+    fn write_some(&mut self) -> Result<(), Broken> {
+        let Some(piece) = self.some_piece() else { return Ok(()) };
+        let data = self.fresh_bytes(piece.len);
+        let result = self.space(piece.process).cpu_write(piece.at, &data);
+        self.note(|| format!("cpu writes {piece:?}: {result:?}"));
+        self.judge(piece, Access::Write, result)?;
+        // The pages before the one that could not be had have been written.
+        let written = match result {
+            Ok(()) => piece.len,
+            Err(
+                FaultError::Busy { at }
+                | FaultError::NoMapping { at }
+                | FaultError::Permission { at, .. }
+                | FaultError::OutOfMemory { at }
+                | FaultError::Special { at },
+            ) => at.0.saturating_sub(piece.at.0) as usize,
+        };
+        self.memory.write(piece.process, piece.at, &data[..written]);
+        Ok(())
+    }
+
+    /// Whether an access of the program ended as it must.
+    fn judge(&mut self, piece: Piece, access: Access, result: Result<(), FaultError>) -> Result<(), Broken> {
+        let expected = self.may(piece, access);
+        let right = match result {
+            Ok(()) => expected,
+            Err(FaultError::Busy { .. }) => {
+                self.counts.one("cpu accesses that had to come again");
+                true
+            }
+            Err(FaultError::OutOfMemory { .. }) => {
+                self.counts.one("cpu accesses without memory");
+                true
+            }
+            Err(_) => {
+                self.counts.one("cpu accesses that were refused");
+                !expected
+            }
+        };
+        if right {
+            self.counts.one("cpu accesses");
+            return Ok(());
+        }
+        let detail = format!("{access:?} of {piece:?} gave {result:?}; allowed: {expected}");
+        Err(Broken { rule: "cpu access", detail })
+    }
+}
