@@ -359,6 +359,9 @@ impl Drop for Interval {
                 self.notifiers.wait(&mut registry, RECHECK);
             }
         }
+        // Off the tree, no invalidation that runs will find it to lower its sequence; who waits for that must not wait.
+        self.sequence.retire();
+        self.notifiers.wake(&registry);
         // The lock first: node and owner are freed outside it.
         drop(registry);
         drop(node);

@@ -62,6 +62,14 @@ impl Sequence {
     }
 }
 
+impl Sequence {
+    /// The interval is gone: nobody will say any more that what runs on it has ended. A fault that waits goes on, to be
+    /// told by the owner that there is nothing to publish in.
+    pub(super) fn retire(&self) {
+        self.0.fetch_and(!ACTIVE_MASK, Ordering::AcqRel);
+    }
+}
+
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;

@@ -217,6 +217,26 @@ fn removal_waits_for_the_callback_that_runs() {
     assert_eq!(Arc::strong_count(&owner), 1, "the owner is not held any more");
 }
 
+/// A region is deregistered while an invalidation runs on it: its faults were never told that the invalidation had ended,
+/// and waited for as long as they could.
+#[test]
+fn a_fault_does_not_wait_for_an_invalidation_that_outlived_its_interval() {
+    let notifiers = Notifiers::new(DmaEpoch::new());
+    let interval = notifiers.register(range(0, 4096), Arc::new(Owner::default()));
+    let sequence = interval.sequence();
+    let seen = sequence.begin().expect("quiet");
+    let running = notifiers.begin_invalidation(range(0, 4096));
+    assert!(sequence.begin().is_none());
+    drop(interval);
+    assert!(sequence.begin().is_some(), "nobody is left to say that the invalidation has ended");
+    assert!(sequence.retry(seen), "what was seen before it is worthless all the same");
+    let mut running = running;
+    assert!(running.poll());
+    running.end();
+    assert!(sequence.begin().is_some());
+    assert_eq!(notifiers.stats().running, 0);
+}
+
 #[test]
 fn a_waiting_fault_is_woken_at_the_end_and_gives_up_in_time() {
     let notifiers = Notifiers::new(DmaEpoch::new());
