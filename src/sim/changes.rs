@@ -166,6 +166,7 @@ impl World {
         let (space_change, object_change) = (op.space_change(), op.object_change());
         let outcome = op.finish();
         self.note(|| format!("finish {space_change:?} {object_change:?}: {outcome:?}"));
+        self.disturbances += 1;
         match (outcome, process, space_change, object_change) {
             (Err(error), ..) => self.refused_change(&error)?,
             (Ok(outcome), Some(process), Some(change), _) => self.note_space_change(process, change, outcome),

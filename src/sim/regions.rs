@@ -117,6 +117,7 @@ impl World {
         let key = region.key();
         self.note(|| format!("deregister {place:?} {key:?}"));
         self.counts.one("regions deregistered");
+        self.disturbances += 1;
         // Requests that name it may find it gone.
         let named: Vec<u64> = self
             .requests

@@ -88,6 +88,7 @@ impl World {
             requests: Default::default(),
             retired: Vec::new(),
             changes: Vec::new(),
+            disturbances: 0,
             dead_keys: Vec::new(),
             counts: Counts::default(),
             next_id: 1,
@@ -320,6 +321,6 @@ impl World {
         setup(qps[1].connect(qps[0].endpoint()))?;
         let devices = [first, second];
         devices.iter().for_each(|device| self.devices[*device].asleep = None);
-        Ok(Connection { devices, qps, broken: false, closing: false, ended_badly: Vec::new() })
+        Ok(Connection { devices, qps, broken: false, closing: false, haunted_from: None, ended_badly: Vec::new() })
     }
 }

@@ -11,7 +11,7 @@ use odp::space::Access;
 use std::hash::Hash;
 
 /// Requests outstanding on one connection.
-const MOST_OUTSTANDING: usize = 12;
+const MOST_OUTSTANDING: usize = 8;
 
 /// A piece of a region: as a request names it, and what it is.
 struct Chosen {
@@ -111,10 +111,15 @@ impl World {
         let id = self.next_id;
         let allowed = source.iter().all(|piece| self.memory.allows_device(*piece, Access::Read))
             && target.iter().all(|piece| self.memory.allows_device(*piece, Access::Write));
+        if !allowed && !self.choices.chance(100) {
+            // Each that fails takes its connection with it: few are enough.
+            return Ok(());
+        }
         let reach = [near, far].iter().all(|device| self.devices[*device].reaches_peers);
         self.memory.begin_transfer(id, &source, &target, !(allowed && reach));
         let request = Request {
             connection,
+            is_read: way == Way::Read,
             followed: true,
             keys: local.iter().map(|chosen| chosen.key).chain([remote.key]).collect(),
             devices: [near, far],
@@ -168,6 +173,7 @@ impl World {
         self.counts.one("requests posted that must fail");
         let request = Request {
             connection,
+            is_read: way == Way::Read,
             followed: false,
             keys: vec![local.key, remote.key],
             devices: [near, far],
@@ -249,6 +255,10 @@ impl World {
         }
         if status == Status::Success {
             self.memory.end_transfer(id, true);
+            if request.is_read {
+                let disturbances = self.disturbances();
+                self.connections[request.connection].haunted_from.get_or_insert(disturbances);
+            }
             if self.choices.chance(600) {
                 for piece in &request.target {
                     self.read(*piece)?;
@@ -267,9 +277,16 @@ impl World {
     /// Whether something is going on that a request of this connection may fail for.
     fn is_doomed(&self, connection: usize) -> bool {
         let other = &self.connections[connection];
-        other.broken
+        let haunted = other.haunted_from.is_some_and(|from| self.disturbances() > from);
+        haunted
+            || other.broken
             || other.closing
             || self.requests.iter().any(|(id, request)| request.connection == connection && self.may_fail(*id, request))
+    }
+
+    /// What a late packet could find gone.
+    fn disturbances(&self) -> u64 {
+        self.disturbances + self.devices.iter().map(|dev| dev.injected()).sum::<u64>()
     }
 
     fn may_fail(&self, id: u64, request: &Request) -> bool {

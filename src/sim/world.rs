@@ -92,6 +92,9 @@ pub struct Connection {
     pub(super) broken: bool,
     /// It is being taken down.
     pub(super) closing: bool,
+    /// Disturbances there had been when a read of it first ended. A packet that comes late makes the responder do it again
+    /// (IBTA volume 1, 9.7.5), and what it reads may be gone by then: that ends the connection from the other side.
+    pub(super) haunted_from: Option<u64>,
     /// Transfers that failed: what they had sent may still land.
     pub(super) ended_badly: Vec<u64>,
 }
@@ -99,6 +102,7 @@ pub struct Connection {
 /// A posted request that has not ended.
 pub struct Request {
     pub(super) connection: usize,
+    pub(super) is_read: bool,
     /// The oracle follows it. One that must fail changes nothing, so there is nothing to follow.
     pub(super) followed: bool,
     pub(super) keys: Vec<Key>,
@@ -227,6 +231,8 @@ pub struct World {
     pub(super) requests: BTreeMap<u64, Request>,
     pub(super) retired: Vec<Retired>,
     pub(super) changes: Vec<Change>,
+    /// Regions that went, and changes that took away pages or rights.
+    pub(super) disturbances: u64,
     /// Keys of regions that are gone, with the device and an address they had.
     pub(super) dead_keys: Vec<(usize, Key, u64)>,
     pub(super) counts: Counts,
