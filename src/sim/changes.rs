@@ -1,8 +1,8 @@
 //! Memory changes under the regions: begun, polled, finished, with anything between the steps.
 
+use super::Broken;
 use super::setup::{HUGE_AT, OBJECT_PAGES};
 use super::world::{Change, Host, Process, World};
-use super::Broken;
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::sync::Arc;
 use odp::space::sim::{

@@ -1,13 +1,13 @@
 //! What must hold after every step, and when everything is over.
 
-use super::world::{Place, Slot, World};
 use super::Broken;
+use super::world::{Place, Slot, World};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Entry, Path};
 use mr::Region;
 use odp::page::PageRun;
-use odp::space::{AddressSpace, FaultError};
 use odp::space::sim::SimSpace;
+use odp::space::{AddressSpace, FaultError};
 use std::collections::BTreeMap;
 
 /// A region that is checked after every step, one at a time, has at most so many pages; larger ones are checked with
@@ -75,8 +75,8 @@ impl World {
                 continue;
             }
             valid += 1;
-            let frames =
-                frames.get_or_insert_with(|| present(self.space(place.process), place.range().page_aligned()));
+            let frames = frames
+                .get_or_insert_with(|| present(self.space(place.process), place.range().page_aligned()));
             self.check_entry(place, entry, first + index as u64, frames)?;
         }
         let report = region.report();
@@ -112,14 +112,21 @@ impl World {
             Path::Bounce => None,
         };
         let Some((frame, writable)) = frames.get(&page) else {
-            return broken("invariant 6: entries are true", format!("{at} of {place:?}: {entry:?}, but no page is there"));
+            return broken(
+                "invariant 6: entries are true",
+                format!("{at} of {place:?}: {entry:?}, but no page is there"),
+            );
         };
         if leads_to != Some(*frame) {
-            let detail = format!("{at} of {place:?}: {entry:?} leads to {leads_to:?}, the page is at {frame}");
+            let detail =
+                format!("{at} of {place:?}: {entry:?} leads to {leads_to:?}, the page is at {frame}");
             return broken("invariant 6: entries are true", detail);
         }
         if entry.is_writable() && !writable {
-            return broken("invariant 6: entries are true", format!("{at} of {place:?}: {entry:?} may write, the program not"));
+            return broken(
+                "invariant 6: entries are true",
+                format!("{at} of {place:?}: {entry:?} may write, the program not"),
+            );
         }
         Ok(())
     }
@@ -130,12 +137,18 @@ impl World {
         let refused = hca.stats().dma_refused;
         if refused > 0 {
             let faults = hca.port().domain().map(|domain| format!("{:?}", domain.faults()));
-            return broken("DMA", format!("device {device}: the bus refused DMA {refused} times; {faults:?}"));
+            return broken(
+                "DMA",
+                format!("device {device}: the bus refused DMA {refused} times; {faults:?}"),
+            );
         }
         let Some(domain) = hca.port().domain() else { return Ok(()) };
         let stats = domain.stats();
         if stats.stale_hits > 0 {
-            return broken("IOTLB", format!("device {device} used {} translations that were unmapped", stats.stale_hits));
+            return broken(
+                "IOTLB",
+                format!("device {device} used {} translations that were unmapped", stats.stale_hits),
+            );
         }
         if stats.violations + stats.faults > 0 {
             return broken("IOMMU", format!("device {device}: {stats:?}"));
@@ -157,15 +170,23 @@ impl World {
         let Some(domain) = dev.device.dma().domain() else { return Ok(()) };
         let iova = dev.device.dma().iova_stats();
         if iova.live_ranges != regions + coming + going {
-            let detail = format!("device {device}: {iova:?}; regions: {regions}, {coming} coming, {going} going");
+            let detail =
+                format!("device {device}: {iova:?}; regions: {regions}, {coming} coming, {going} going");
             return broken("IOVA", detail);
         }
         if coming + going == 0 {
-            let linked: u64 =
-                self.regions.iter().filter(|slot| of(&slot.place)).map(|slot| slot.region.report().linked).sum();
+            let linked: u64 = self
+                .regions
+                .iter()
+                .filter(|slot| of(&slot.place))
+                .map(|slot| slot.region.report().linked)
+                .sum();
             let mapped = domain.stats().mapped_bytes;
             if mapped != linked * PAGE_SIZE {
-                return broken("links", format!("device {device}: {mapped:#x} bytes mapped, {linked} pages linked"));
+                return broken(
+                    "links",
+                    format!("device {device}: {mapped:#x} bytes mapped, {linked} pages linked"),
+                );
             }
         }
         Ok(())
@@ -178,7 +199,8 @@ impl World {
         let going = self.teardowns.iter().filter(|(place, _)| of(place)).count();
         let stats = self.space(process).notifiers().stats();
         if stats.intervals != (regions + coming + going) as u64 {
-            let detail = format!("process {process}: {stats:?}; regions: {regions}, {coming} coming, {going} going");
+            let detail =
+                format!("process {process}: {stats:?}; regions: {regions}, {coming} coming, {going} going");
             return broken("notifiers", detail);
         }
         Ok(())

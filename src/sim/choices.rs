@@ -30,10 +30,7 @@ impl Choices {
     /// Decisions from a seed.
     #[must_use]
     pub fn random(seed: u64) -> Self {
-        Self {
-            source: Source::Random(Box::new(ChaCha8Rng::seed_from_u64(seed))),
-            made: Trace::default(),
-        }
+        Self { source: Source::Random(Box::new(ChaCha8Rng::seed_from_u64(seed))), made: Trace::default() }
     }
 
     /// Decisions that were made before. Where they are not enough, the first possibility is taken.

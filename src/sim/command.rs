@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::{fs, thread};
+use std::{env, fs, thread};
 
 /// Lines of the shortened run that are printed; the last ones say how it broke.
 const LINES: usize = 60;
@@ -18,7 +18,9 @@ const LINES: usize = 60;
 /// Simulates whole worlds from seeds: hosts with processes, IOMMUs and HCAs, a network that loses and reorders, memory
 /// that changes under the regions; one thread decides everything, and an oracle knows what every byte may be.
 #[derive(Debug, Parser)]
-#[command(after_help = "Exit status: 0 every run was clean, 1 a run broke a rule, 2 the command line or its input was wrong.")]
+#[command(
+    after_help = "Exit status: 0 every run was clean, 1 a run broke a rule, 2 the command line or its input was wrong."
+)]
 pub struct Args {
     /// Seeds to run, both ends included: A..B, or one seed.
     #[arg(long, default_value = "1..100", value_parser = parse_seeds)]
@@ -99,7 +101,8 @@ fn execute(args: &Args) -> Result<bool, String> {
     let mut options = Options { plan, log: false };
     if let Some(path) = &args.replay {
         let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let file: TraceFile = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+        let file: TraceFile =
+            serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
         plant(args.bug.as_deref().or(file.bug.as_deref()))?;
         options.plan = options.plan.or(file.plan);
         options.log = true;
@@ -127,7 +130,7 @@ fn execute(args: &Args) -> Result<bool, String> {
         plan: options.plan.clone(),
         trace: shrunk.trace.clone(),
     };
-    let directory = args.traces.clone().unwrap_or_else(std::env::temp_dir);
+    let directory = args.traces.clone().unwrap_or_else(env::temp_dir);
     let path = directory.join(format!("anypage-sim-{seed}.json"));
     let text = serde_json::to_string(&left).map_err(|error| error.to_string())?;
     fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -272,7 +275,10 @@ fn plant(bug: Option<&str>) -> Result<(), String> {
     use hw_model::planted::{Bug, plant};
     let known = || Bug::ALL.map(Bug::name).join(", ");
     let bug = bug.map(|name| {
-        Bug::ALL.into_iter().find(|bug| bug.name() == name).ok_or_else(|| format!("no bug `{name}`; there are {}", known()))
+        Bug::ALL
+            .into_iter()
+            .find(|bug| bug.name() == name)
+            .ok_or_else(|| format!("no bug `{name}`; there are {}", known()))
     });
     plant(bug.transpose()?);
     Ok(())

@@ -82,7 +82,9 @@ struct Transfer {
 
 /// A byte that is not what it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("process {process} at {at}: byte {found:#04x}, known {known:#04x}, and no transfer that may have changed it says so")]
+#[error(
+    "process {process} at {at}: byte {found:#04x}, known {known:#04x}, and no transfer that may have changed it says so"
+)]
 pub struct WrongByte {
     /// The process.
     pub process: usize,
@@ -288,7 +290,8 @@ impl Memory {
     pub fn discard(&mut self, process: usize, range: VirtRange) {
         let first = range.start().page_number();
         for number in first..first + range.page_count() {
-            let Some(Page { holder: Holder::Own(id, under), .. }) = self.page(process, number).copied() else {
+            let Some(Page { holder: Holder::Own(id, under), .. }) = self.page(process, number).copied()
+            else {
                 continue;
             };
             let content = under.map(|(key, index)| {
@@ -303,7 +306,8 @@ impl Memory {
     pub fn remove(&mut self, process: usize, range: VirtRange) {
         let first = range.start().page_number();
         for number in first..first + range.page_count() {
-            if let Some(Page { holder: Holder::Object(key, index), .. }) = self.page(process, number).copied() {
+            if let Some(Page { holder: Holder::Object(key, index), .. }) = self.page(process, number).copied()
+            {
                 self.punch(key, index, index + 1);
             }
         }
@@ -468,7 +472,8 @@ impl Memory {
             let seen = &data[part.from..part.from + part.len];
             let known = self.bytes[id].known(part.start, part.len);
             if seen != known {
-                let wrong = (0..part.len).find(|n| seen[*n] != known[*n] && !self.explained(id, part.start + n, seen[*n]));
+                let wrong = (0..part.len)
+                    .find(|n| seen[*n] != known[*n] && !self.explained(id, part.start + n, seen[*n]));
                 if let Some(n) = wrong {
                     let at = VirtAddr::from_page_number(part.page).offset((part.start + n) as u64);
                     return Err(WrongByte { process, at, found: seen[n], known: known[n] });
@@ -500,14 +505,14 @@ impl Memory {
     pub fn can_follow(&mut self, source: &[Piece], target: &[Piece]) -> bool {
         let (source, target) = (parts(source), parts(target));
         let (reads, writes) = (self.places(&source), self.places(&target));
-        let own = reads.iter().any(|(a, x)| {
-            writes.iter().any(|(b, y)| a == b && meet((x.start, x.len), (y.start, y.len)))
-        });
+        let own = reads
+            .iter()
+            .any(|(a, x)| writes.iter().any(|(b, y)| a == b && meet((x.start, x.len), (y.start, y.len))));
         let written = reads.iter().any(|(id, part)| {
             let layers = &self.bytes[*id].layers;
-            layers.iter().any(|layer| {
-                layer.meets(part.start, part.len) && matches!(layer.says, Says::Transfer { .. })
-            })
+            layers
+                .iter()
+                .any(|layer| layer.meets(part.start, part.len) && matches!(layer.says, Says::Transfer { .. }))
         });
         // Two pieces of one target at one place would be in an order that only the device knows.
         let twice = writes.iter().enumerate().any(|(n, (a, x))| {
@@ -548,10 +553,15 @@ impl Memory {
             }
         }
         let other = |layer: &&Layer| layer.meets(part.start, part.len);
-        let others: Vec<u64> = self.bytes[place].layers.iter().filter(other).filter_map(|layer| match layer.says {
-            Says::Transfer { id, .. } => Some(id),
-            _ => None,
-        }).collect();
+        let others: Vec<u64> = self.bytes[place]
+            .layers
+            .iter()
+            .filter(other)
+            .filter_map(|layer| match layer.says {
+                Says::Transfer { id, .. } => Some(id),
+                _ => None,
+            })
+            .collect();
         if !others.is_empty() {
             for id in others.into_iter().chain([id]) {
                 if let Some(transfer) = self.transfers.get_mut(&id) {
@@ -617,13 +627,18 @@ impl Memory {
             if self.bytes[place].layers.is_empty() || !self.bytes[place].layers.iter().any(mine) {
                 continue;
             }
-            let (gone, kept) = std::mem::take(&mut self.bytes[place].layers).into_iter().partition::<Vec<_>, _>(mine);
+            let (gone, kept) =
+                std::mem::take(&mut self.bytes[place].layers).into_iter().partition::<Vec<_>, _>(mine);
             self.bytes[place].layers = kept;
             for layer in gone {
                 let Says::Transfer { from, .. } = layer.says else { continue };
-                let mut said = transfer.variants.iter().map(|variant| variant[from..from + layer.len].to_vec());
+                let mut said =
+                    transfer.variants.iter().map(|variant| variant[from..from + layer.len].to_vec());
                 let bytes = &mut self.bytes[place];
-                if landed && !transfer.contended && let Some(first) = said.next() {
+                if landed
+                    && !transfer.contended
+                    && let Some(first) = said.next()
+                {
                     bytes.set(layer.start, &first);
                 }
                 said.for_each(|data| bytes.maybe(layer.start, data));

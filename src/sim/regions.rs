@@ -1,7 +1,7 @@
 //! Regions are registered, advised and deregistered, one step at a time.
 
-use super::world::{Place, Slot, World};
 use super::Broken;
+use super::world::{Place, Slot, World};
 use hw_model::addr::{PAGE_SIZE, RegionAddr, VirtAddr, VirtRange};
 use hw_model::hca::Access as Rights;
 use mr::device::RegisterError;
@@ -24,7 +24,10 @@ impl World {
     fn regions_of(&self, device: usize) -> usize {
         let places = self.regions.iter().map(|slot| slot.place);
         let places = places.chain(self.registrations.iter().map(|(place, _)| *place));
-        places.chain(self.teardowns.iter().map(|(place, _)| *place)).filter(|place| place.device == device).count()
+        places
+            .chain(self.teardowns.iter().map(|(place, _)| *place))
+            .filter(|place| place.device == device)
+            .count()
     }
 
     pub(super) fn begin_registration(&mut self) -> Result<(), Broken> {
@@ -38,7 +41,8 @@ impl World {
         let mut most = if self.choices.chance(100) { 600 } else { MOST_PAGES };
         most = self.choices.between(1, most);
         // Up to the first page that is not mapped, or, rarely, beyond it: that is refused.
-        let mapped = (page..page + most).take_while(|page| self.memory.is_mapped(process, *page)).count() as u64;
+        let mapped =
+            (page..page + most).take_while(|page| self.memory.is_mapped(process, *page)).count() as u64;
         let pages = if self.choices.chance(30) { most } else { mapped.max(1) };
         let (skip, cut) = if self.choices.chance(300) {
             (u64::from(self.choices.below(4095)), u64::from(self.choices.below(4095)))
@@ -61,7 +65,8 @@ impl World {
 
     fn some_options(&mut self) -> RegisterOptions {
         let all = Rights::LOCAL_WRITE | Rights::REMOTE_WRITE | Rights::REMOTE_READ;
-        let options = if self.choices.chance(250) { RegisterOptions::pinned() } else { RegisterOptions::on_demand() };
+        let options =
+            if self.choices.chance(250) { RegisterOptions::pinned() } else { RegisterOptions::on_demand() };
         let access = self.choices.of(&[all, all, all, Rights::REMOTE_READ, Rights::LOCAL_WRITE]);
         let address = self.choices.chance(200).then_some(RegionAddr(0));
         RegisterOptions { access, address, ..options }
@@ -93,7 +98,9 @@ impl World {
             Progress::Done(outcome) => {
                 let (place, registration) = self.registrations.swap_remove(index);
                 drop(registration);
-                self.note(|| format!("registered {place:?}: {:?}", outcome.as_ref().map(|region| region.key())));
+                self.note(|| {
+                    format!("registered {place:?}: {:?}", outcome.as_ref().map(|region| region.key()))
+                });
                 match outcome {
                     Ok(region) => {
                         self.counts.one("regions registered");
@@ -163,8 +170,7 @@ impl World {
         let Slot { place, .. } = self.regions[index];
         let offset = self.choices.between(0, place.len - 1);
         let len = 1 + self.choices.between(0, (place.len - offset - 1).min(20 * PAGE_SIZE));
-        let want =
-            self.choices.of(&[Want::Fault(Access::Read), Want::Fault(Access::Write), Want::Snapshot]);
+        let want = self.choices.of(&[Want::Fault(Access::Read), Want::Fault(Access::Write), Want::Snapshot]);
         let advice = self.regions[index].region.begin_advise(offset, len, want);
         self.note(|| format!("advise {want:?} {len} at {offset} of {place:?}: {}", advice.is_ok()));
         match advice {

@@ -1,9 +1,9 @@
 //! The end of a run: everything that was begun ends, every byte is looked at, everything is given back.
 
+use super::Broken;
 use super::memory::Piece;
 use super::network::Weather;
 use super::world::{Dev, World};
-use super::Broken;
 use hw_model::addr::VirtAddr;
 use hw_model::hca::LiveObjects;
 use hw_model::sync::Arc;
@@ -41,9 +41,9 @@ impl World {
     }
 
     fn check_hosts(&self) -> Result<(), Broken> {
-        self.hosts
-            .iter()
-            .try_for_each(|host| host.sim.check().map_err(|error| Broken::new("the host agrees with itself", error)))
+        self.hosts.iter().try_for_each(|host| {
+            host.sim.check().map_err(|error| Broken::new("the host agrees with itself", error))
+        })
     }
 
     /// Steps everything until nothing moves any more.
@@ -65,7 +65,10 @@ impl World {
             self.advices.len(),
             self.teardowns.len(),
             self.devices.iter().map(|dev| dev.asleep).collect::<Vec<_>>(),
-            self.devices.iter().map(|dev| (dev.jobs.len(), dev.device.hca().faults().len())).collect::<Vec<_>>(),
+            self.devices
+                .iter()
+                .map(|dev| (dev.jobs.len(), dev.device.hca().faults().len()))
+                .collect::<Vec<_>>(),
         );
         Err(Broken { rule: "everything ends", detail })
     }

@@ -7,7 +7,8 @@ use super::world::{Connection, Dev, Host, Options, Process, Swarm, World};
 use super::{Broken, Counts};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::bus::{
-    Acs, BarStorage, Bus, BusConfig, DeviceSpec, Forwarding, HostMemory, PeerRoute, PortId, ProviderId, RamStorage,
+    Acs, BarStorage, Bus, BusConfig, DeviceSpec, Forwarding, HostMemory, PeerRoute, PortId, ProviderId,
+    RamStorage,
 };
 use hw_model::fault_plan::{Action as FaultAction, FaultPlan, Points, Rule};
 use hw_model::hca::{AckTimeout, HcaConfig, PathMtu, Time};
@@ -17,7 +18,8 @@ use mr::device::Device;
 use mr::device::model::{ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
 use odp::space::sim::{
-    DeviceKind, DeviceMemoryId, FaultMode, MapRequest, ObjectId, Protection, Residence, SimConfig, SimHost, Source,
+    DeviceKind, DeviceMemoryId, FaultMode, MapRequest, ObjectId, Protection, Residence, SimConfig, SimHost,
+    Source,
 };
 use std::fmt::Debug;
 
@@ -120,7 +122,8 @@ impl World {
     }
 
     fn add_host(&mut self, index: usize, plan: &[(String, f64)]) -> Result<(), Broken> {
-        let config = SimConfig { ram_pages: RAM_PAGES, seed: seed(&mut self.choices), faults: FaultMode::Park };
+        let config =
+            SimConfig { ram_pages: RAM_PAGES, seed: seed(&mut self.choices), faults: FaultMode::Park };
         let sim = some(SimHost::new(config))?;
         let forwarding = self.choices.of(&[Forwarding::Any, Forwarding::Any, Forwarding::None]);
         let memory: Arc<dyn HostMemory> = Arc::clone(&sim) as _;
@@ -193,7 +196,8 @@ impl World {
             ways: choices.of(&[1, 2, 4]),
             caches_not_present: choices.chance(500),
         };
-        let domain = setup(Domain::new(DomainConfig { iotlb: Some(iotlb), audit: true, ..DomainConfig::default() }))?;
+        let domain =
+            setup(Domain::new(DomainConfig { iotlb: Some(iotlb), audit: true, ..DomainConfig::default() }))?;
         let spec = DeviceSpec::new(name.clone()).under(place);
         let port = setup(bus.attach(if iommu { spec.domain(&domain) } else { spec }))?;
         let mtu = self.mtu;
@@ -214,7 +218,8 @@ impl World {
         let points = plan.as_ref().map_or(Points::OFF, Points::with);
         // Neighbouring numbers of the BARs: the DMABUF's, then that of coherent memory.
         let routes = [0, 1].map(|provider| port.peer_route(ProviderId(provider)));
-        let reaches_peers = routes.iter().all(|route| route.is_some_and(|route| route != PeerRoute::NotSupported));
+        let reaches_peers =
+            routes.iter().all(|route| route.is_some_and(|route| route != PeerRoute::NotSupported));
         let config = ModelConfig { hca, dma: DmaConfig { points, ..DmaConfig::default() } };
         let link = self.network.port();
         let device = setup(ModelDevice::stepped(&name, port, link, config))?;
@@ -253,7 +258,8 @@ impl World {
         let of = |object: ObjectId, have: u64, choices: &mut Choices, private: bool| {
             let pages = pages.min(have);
             let first = choices.between(0, have - pages);
-            let source = if private { Source::Private { object, first } } else { Source::Shared { object, first } };
+            let source =
+                if private { Source::Private { object, first } } else { Source::Shared { object, first } };
             MapRequest::anonymous(pages).of(source)
         };
         let Host { shmem, file, private_file, dmabuf, .. } = self.hosts[host];
@@ -321,6 +327,13 @@ impl World {
         setup(qps[1].connect(qps[0].endpoint()))?;
         let devices = [first, second];
         devices.iter().for_each(|device| self.devices[*device].asleep = None);
-        Ok(Connection { devices, qps, broken: false, closing: false, haunted_from: None, ended_badly: Vec::new() })
+        Ok(Connection {
+            devices,
+            qps,
+            broken: false,
+            closing: false,
+            haunted_from: None,
+            ended_badly: Vec::new(),
+        })
     }
 }

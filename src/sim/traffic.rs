@@ -1,10 +1,12 @@
 //! RDMA: requests are posted, end once, and mean what they say.
 
+use super::Broken;
 use super::memory::Piece;
 use super::world::{Connection, Request, Retired, Slot, World};
-use super::Broken;
 use hw_model::addr::RegionAddr;
-use hw_model::hca::{Access as Rights, Completion, Key, Operation, Remote, RequestId, SendRequest, Sge, Status};
+use hw_model::hca::{
+    Access as Rights, Completion, Key, Operation, Remote, RequestId, SendRequest, Sge, Status,
+};
 use hw_model::sync::Arc;
 use mr::Region;
 use odp::space::Access;
@@ -42,7 +44,8 @@ impl World {
     fn some_end(&mut self) -> Option<(usize, usize)> {
         let working: Vec<usize> = (0..self.connections.len())
             .filter(|index| {
-                let outstanding = self.requests.values().filter(|request| request.connection == *index).count();
+                let outstanding =
+                    self.requests.values().filter(|request| request.connection == *index).count();
                 !self.connections[*index].broken && outstanding < MOST_OUTSTANDING
             })
             .collect();
@@ -281,7 +284,10 @@ impl World {
         haunted
             || other.broken
             || other.closing
-            || self.requests.iter().any(|(id, request)| request.connection == connection && self.may_fail(*id, request))
+            || self
+                .requests
+                .iter()
+                .any(|(id, request)| request.connection == connection && self.may_fail(*id, request))
     }
 
     /// What a late packet could find gone.

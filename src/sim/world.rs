@@ -11,8 +11,8 @@ use hw_model::hca::{Key, Step, Time};
 use hw_model::sync::Arc;
 use mr::device::model::{Advice, FaultJob, ModelDevice, ModelPd, ModelRegion, Registration};
 use mr::{CompletionQueue, QueuePair, Teardown};
-use odp::space::{Access, FaultError};
 use odp::space::sim::{DeviceMemoryId, ObjectId, SimHost, SimOp, SimSpace};
+use odp::space::{Access, FaultError};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -317,8 +317,14 @@ impl World {
 
     /// Processes that have not ended, of one host or of all.
     pub(super) fn living(&self, host: Option<usize>) -> Vec<usize> {
-        let lives = |process: &Process| process.space.is_some() && host.is_none_or(|host| process.host == host);
-        self.processes.iter().enumerate().filter(|(_, process)| lives(process)).map(|(index, _)| index).collect()
+        let lives =
+            |process: &Process| process.space.is_some() && host.is_none_or(|host| process.host == host);
+        self.processes
+            .iter()
+            .enumerate()
+            .filter(|(_, process)| lives(process))
+            .map(|(index, _)| index)
+            .collect()
     }
 
     pub(super) fn some_process(&mut self, host: Option<usize>) -> Option<usize> {

@@ -15,8 +15,8 @@ mod report;
 mod teardown;
 
 pub(crate) use self::core::Core;
-pub(crate) use bringing::Bringing;
 pub use self::core::Mode;
+pub(crate) use bringing::Bringing;
 pub use counters::CounterValues;
 pub(crate) use fault::{RegionFault, WINDOW};
 pub use publish::PublishError;

@@ -1,7 +1,7 @@
 //! A region on the modelled HCA.
 
-use super::stepping::Advice;
 use super::ModelPd;
+use super::stepping::Advice;
 use crate::device::{AdviseError, Region, RegisterError, RegisterOptions};
 use crate::points;
 use crate::region::counters::add;
