@@ -8,8 +8,8 @@
 //!
 //! ```text
 //! choices    every decision of a run           network   packets in virtual time
-//! memory     the oracle; bytes of one page: bytes
-//! setup      hosts, devices, processes         traffic, regions, changes   what steps do
+//! memory     the oracle; with transfers, and bytes: those of one page
+//! setup      hosts, devices, processes         traffic, regions, changes, programs   what steps do
 //! world      the state and the steps           checks, settle              what must hold, during and at the end
 //! runner     many seeds on several threads     shrink    shorter traces    command   the command line
 //! ```
@@ -22,12 +22,14 @@ pub mod command;
 mod counts;
 pub mod memory;
 mod network;
+mod programs;
 mod regions;
 pub mod runner;
 mod settle;
 mod setup;
 mod shrink;
 mod traffic;
+mod transfers;
 mod world;
 
 pub use choices::{Choices, Trace};

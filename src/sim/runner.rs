@@ -4,12 +4,11 @@ use super::choices::{Choices, Trace};
 use super::shrink::shrink;
 use super::{Broken, Counts, Options, World};
 use hw_model::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use hw_model::sync::{Mutex, thread};
+use hw_model::sync::{Mutex, OnceLock, thread};
 use serde::Serialize;
 use std::cell::RefCell;
 use std::ops::RangeInclusive;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Once;
 
 /// Runs that a trace is shortened in.
 const SHRINK_RUNS: usize = 300;
@@ -45,8 +44,8 @@ thread_local! {
 
 /// Panics of runs are findings: they are kept for the report rather than printed.
 fn keep_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             let kept = PANIC.with_borrow_mut(|kept| kept.as_mut().map(|kept| *kept = info.to_string()));
