@@ -41,7 +41,10 @@ enum Reply {
 /// A page that was missing for the request with this sequence number.
 struct Fault {
     psn: Psn,
-    wait: FaultWait,
+    /// `None` once the page may be there: the request has not come again yet.
+    wait: Option<FaultWait>,
+    /// The highest number of what was dropped behind it since it was last asked for.
+    passed: Psn,
 }
 
 pub(super) struct Responder {
@@ -55,6 +58,9 @@ pub(super) struct Responder {
     /// The peer knows that it must go back: what comes out of order until then is dropped without a word.
     nak_sent: bool,
     fault: Option<Fault>,
+    /// The last number of the reads that were dropped for the peer to ask again: until it has, nothing behind is
+    /// acknowledged, or the peer would take their answers for lost.
+    owed: Option<Psn>,
     /// A refusal that ends the connection is waiting to be sent.
     closing: bool,
     rnr_timer: RnrTimer,
@@ -71,6 +77,7 @@ impl Responder {
             acknowledge: false,
             nak_sent: false,
             fault: None,
+            owed: None,
             closing: false,
             rnr_timer: config.rnr_timer,
         }
@@ -128,10 +135,25 @@ impl Responder {
         if self.closing { Next::Close } else { Next::Again }
     }
 
-    /// Whether the peer still has to ask for a read again that met a missing page: what came after it is acknowledged
-    /// after it.
+    /// Whether the peer still has to ask for a read again: what came after it is acknowledged after it.
     fn owes_a_read(&self) -> bool {
-        self.fault.as_ref().is_some_and(|fault| fault.psn.since(self.expected) < 0)
+        self.owed.is_some() || self.fault.as_ref().is_some_and(|fault| fault.psn.since(self.expected) < 0)
+    }
+
+    /// A request that ends before `end` is here. Requests come in order: what is owed was asked again with it or before it,
+    /// or was not needed any more.
+    fn settle_owed(&mut self, end: Psn) {
+        self.owed = self.owed.filter(|owed| end.since(*owed) <= 0);
+    }
+
+    /// Forgets the reads from `psn` on: the peer asks for them again.
+    fn drop_reads(&mut self, psn: Psn, route: &Route) {
+        let last = self.reads.back().map(|job| job.last(route)).filter(|last| last.since(psn) >= 0);
+        self.reads.retain(|job| job.psn.since(psn) < 0 && !job.covers(psn, route));
+        self.owed = match (self.owed, last) {
+            (Some(owed), Some(last)) if last.since(owed) < 0 => Some(owed),
+            (owed, last) => last.or(owed),
+        };
     }
 
     fn aeth(&self, syndrome: Syndrome) -> Aeth {
@@ -161,15 +183,16 @@ impl Responder {
             Header::ReadRequest(reth) => Some(reth),
             _ => None,
         };
+        let packets = read.map_or(1, |reth| route.mtu.packets(reth.length));
+        if let Some(gate) = self.fault_gate(psn, packets, context.now) {
+            return gate;
+        }
+        self.settle_owed(psn.offset(packets));
         if ahead < 0 && read.is_none() {
             // A write that was done before: say again how far we are (9.7.5).
             context.counters.duplicates.add(1);
             self.acknowledge = true;
             return Next::Again;
-        }
-        let packets = read.map_or(1, |reth| route.mtu.packets(reth.length));
-        if let Some(gate) = self.fault_gate(psn, packets, context.now) {
-            return gate;
         }
         match (packet.header, read) {
             (_, Some(reth)) => self.read(psn, reth, ahead < 0, route, shared, context),
@@ -177,19 +200,34 @@ impl Responder {
         }
     }
 
-    /// While a page is asked for, the request that needs it is told to come again, and others are dropped: the peer
-    /// sends them again after it.
+    /// While a page is asked for, the request that needs it is told to come again, and those after it are dropped: the peer
+    /// sends them again after it. That goes on until it has come again: were a later request, still on its way, refused
+    /// before, the peer would not take the refusal of one whose predecessor has no answer. A read before it, asked again, is
+    /// answered, for the same reason.
     fn fault_gate(&mut self, psn: Psn, packets: u32, now: Time) -> Option<Next> {
-        let fault = self.fault.as_ref()?;
-        let covers = psn.since(fault.psn) <= 0 && fault.psn.since(psn.offset(packets)) < 0;
-        match fault.wait {
-            FaultWait::Unasked { until } if until <= now => {
+        let fault = self.fault.as_mut()?;
+        if psn.offset(packets).since(fault.psn) <= 0 {
+            return None;
+        }
+        if psn.since(fault.psn) > 0 {
+            if psn.since(fault.passed) <= 0 {
+                // The peer went back, but not as far as here: it has had its answer, to an earlier asking.
                 self.fault = None;
                 return None;
             }
-            _ if !covers => self.nak_sent = true,
-            FaultWait::Denied => self.refuse(NakCode::RemoteAccess, psn),
-            FaultWait::Asked(_) | FaultWait::Unasked { .. } => self.not_ready(psn),
+            fault.passed = psn.offset(packets - 1);
+            self.nak_sent = true;
+            return Some(Next::Again);
+        }
+        fault.passed = fault.psn;
+        match fault.wait {
+            Some(FaultWait::Denied) => self.refuse(NakCode::RemoteAccess, psn),
+            Some(FaultWait::Unasked { until }) if until > now => self.not_ready(psn),
+            Some(FaultWait::Asked(_)) => self.not_ready(psn),
+            Some(FaultWait::Unasked { .. }) | None => {
+                self.fault = None;
+                return None;
+            }
         }
         Some(Next::Again)
     }
@@ -269,7 +307,8 @@ impl Responder {
                 context.counters.packets_dropped.add(1);
                 return Next::Again;
             }
-            self.reads.retain(|job| job.psn.since(psn) < 0 && !job.covers(psn, route));
+            self.drop_reads(psn, route);
+            self.settle_owed(psn.offset(packets));
         }
         let full = self.reads.len() >= limits.reads as usize;
         if duplicate && full {
@@ -336,9 +375,10 @@ impl Responder {
             (Err(Obstacle::Page { key, address, rest }), _) => {
                 let at = PageAt { key, address, rest };
                 let wait = context.ask(shared, FaultKind::ByRemoteAccess, at, dma.direction);
-                self.fault = Some(Fault { psn, wait });
-                // The peer asks again for all that was not answered, a refused request too.
-                self.reads.clear();
+                self.fault = Some(Fault { psn, wait: Some(wait), passed: psn });
+                // The peer asks again for this one and all after it, a refused request too. Reads before it are answered
+                // first: the peer takes no other answer, and asking again costs it one of its retries.
+                self.drop_reads(psn, route);
                 self.closing = false;
                 self.not_ready(psn);
             }
@@ -375,20 +415,24 @@ impl Responder {
 
     pub(super) fn answer(&mut self, token: FaultToken, outcome: FaultOutcome) -> bool {
         let Some(fault) = &mut self.fault else { return false };
-        if !matches!(fault.wait, FaultWait::Asked(asked) if asked == token) {
+        if !matches!(fault.wait, Some(FaultWait::Asked(asked)) if asked == token) {
             return false;
         }
-        match outcome {
-            FaultOutcome::Resolved => self.fault = None,
-            FaultOutcome::Failed => fault.wait = FaultWait::Denied,
-        }
+        fault.wait = match outcome {
+            FaultOutcome::Resolved => None,
+            FaultOutcome::Failed => Some(FaultWait::Denied),
+        };
         true
     }
 }
 
 impl ReadJob {
+    /// The number of the last response still to be sent for this read.
+    fn last(&self, route: &Route) -> Psn {
+        self.psn.offset(route.mtu.packets(self.left)).previous()
+    }
     /// Whether the response with this number is still to be sent for this read.
     fn covers(&self, psn: Psn, route: &Route) -> bool {
-        psn.since(self.psn) >= 0 && psn.since(self.psn.offset(route.mtu.packets(self.left))) < 0
+        psn.since(self.psn) >= 0 && psn.since(self.last(route)) <= 0
     }
 }

@@ -80,6 +80,9 @@ impl Requester {
         }
         self.wait = Wait::Rnr { until: context.now.after(timer.nanoseconds()) };
         self.ack_deadline = None;
+        // This goes back already. An acknowledgement that passed it on the way says nothing of a loss: asking twice would
+        // cost a retry, and have the peer answer what may have lost its key by then.
+        self.recovering = true;
         self.seek(psn);
         Next::Nothing
     }
