@@ -89,6 +89,8 @@ impl FaultJob {
         match failure {
             // The key is gone, or about to be: the queue pair finds that out by itself.
             FaultFailure::Publish(PublishError::Closing) => self.answer(FaultOutcome::Resolved, 0),
+            // The region kept changing, here or elsewhere. That is no reason to refuse the device: it asks again.
+            FaultFailure::Unsettled { .. } => self.answer(FaultOutcome::Resolved, 0),
             _ => {
                 tracing::debug!(%failure, event = ?self.event, "page fault failed");
                 self.answer(FaultOutcome::Failed, 0)
