@@ -7,5 +7,6 @@ mod fail_nth;
 mod gate;
 mod invariants;
 mod overlay;
+mod races;
 mod remapped;
 mod smoke;
