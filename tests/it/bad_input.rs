@@ -1,7 +1,7 @@
 //! What a careless or hostile user can ask for: each a typed error or the completion status of the specification, and
 //! nothing left behind.
 
-use crate::bed::{Bed, space};
+use crate::bed::{Bed, hears_of_drops, space};
 use crate::checks::{Counts, protocol_kept, until};
 use crate::remapped::Remapped;
 use anypage::machine::MachineConfig;
@@ -183,6 +183,9 @@ fn a_page_that_may_not_be_written_fails_the_write_and_stays() {
 
 #[test]
 fn memory_that_was_taken_away_fails_the_access_until_it_is_back() {
+    if !hears_of_drops("memory_that_was_taken_away_fails_the_access_until_it_is_back") {
+        return;
+    }
     for options in [RegisterOptions::on_demand(), RegisterOptions::pinned()] {
         let mut scene = Scene::new(options);
         assert_eq!(scene.bed.write(0, page_bytes(PAGES) as u32), Status::Success);

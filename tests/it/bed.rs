@@ -6,7 +6,7 @@ use hw_model::hca::{Completion, OperationCode, Remote, SendRequest, Sge, Status}
 use hw_model::sync::Arc;
 use mr::{Device, RegisterOptions};
 use odp::space::process::{Options, OwnedMemory, ProcessSpace};
-use odp::space::{AddressSpace, UserRange};
+use odp::space::{AddressSpace, Rung, UserRange};
 use std::time::Duration;
 
 /// A request that takes longer than this never ends.
@@ -23,6 +23,26 @@ pub struct Bed {
 
 pub fn space() -> Arc<ProcessSpace> {
     ProcessSpace::open(Options::default()).expect("this process can use its own memory")
+}
+
+/// Whether this process hears of pages that it drops; if not, says that `test` is skipped.
+pub fn hears_of_drops(test: &str) -> bool {
+    let space = space();
+    let heard = space.capabilities().rung != Rung::Poll;
+    if !heard {
+        println!("SKIPPED {test}: userfaultfd {}", space.capabilities().userfaultfd);
+    }
+    heard
+}
+
+/// Whether this process can tell a page of zeroes from others; if not, says that `test` is skipped.
+pub fn knows_zero_pages(test: &str) -> bool {
+    let space = space();
+    let known = space.capabilities().pagemap_scan.is_yes();
+    if !known {
+        println!("SKIPPED {test}: PAGEMAP_SCAN {}", space.capabilities().pagemap_scan);
+    }
+    known
 }
 
 impl Bed {

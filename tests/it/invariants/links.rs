@@ -1,7 +1,7 @@
 //! What the HCA sees and what the IOMMU has: 1, 3, 4, 5, 7, 9, 10.
 
 use super::{Hand, page_of};
-use crate::bed::{Bed, space};
+use crate::bed::{Bed, hears_of_drops, space};
 use crate::checks::View;
 use crate::overlay::{Instead, Overlay};
 use anypage::machine::{Machine, MachineConfig};
@@ -50,6 +50,9 @@ impl Idle for odp::space::process::ProcessSpace {
 
 #[test]
 fn invariant_01_what_the_hca_can_see_is_linked_and_synced() {
+    if !hears_of_drops("invariant_01_what_the_hca_can_see_is_linked_and_synced") {
+        return;
+    }
     for options in [RegisterOptions::on_demand(), RegisterOptions::pinned()] {
         for iommu in [true, false] {
             let (bed, range) = lived_in(options, iommu);
@@ -114,6 +117,9 @@ fn invariant_03_can_fail() {
 
 #[test]
 fn invariant_04_units_are_unlinked_as_they_were_linked() {
+    if !hears_of_drops("invariant_04_units_are_unlinked_as_they_were_linked") {
+        return;
+    }
     let domain_of = |bed: &Bed| Arc::clone(bed.machine.near.dma().domain().expect("behind an IOMMU"));
     let (bed, _) = lived_in(RegisterOptions::on_demand(), true);
     let stats = domain_of(&bed).stats();
