@@ -3,4 +3,6 @@
 pub mod demo;
 pub mod machine;
 pub mod mixed;
+#[cfg(test)]
+mod schema;
 pub mod sim;

@@ -143,18 +143,8 @@ pub fn table(report: &Report, after: &[MapRun]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::Report;
-
-    /// The schema in docs/ is what the program prints. To write it anew: `BLESS=1 cargo test -p anypage schema`.
     #[test]
     fn the_documented_schema_is_the_real_one() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/demo.schema.json");
-        let schema = schemars::schema_for!(Report);
-        let text = serde_json::to_string_pretty(&schema).expect("a schema is JSON") + "\n";
-        if std::env::var_os("BLESS").is_some() {
-            std::fs::write(path, &text).expect("docs/ can be written");
-        }
-        let documented = std::fs::read_to_string(path).unwrap_or_default();
-        assert_eq!(documented, text, "docs/demo.schema.json is out of date");
+        crate::schema::check("demo", &schemars::schema_for!(super::Report));
     }
 }

@@ -44,7 +44,7 @@ pub struct Args {
     /// Where the shortened trace of a run that broke is put [default: the directory for temporary files].
     #[arg(long, value_name = "DIR")]
     traces: Option<PathBuf>,
-    /// Prints a JSON report instead of lines.
+    /// Prints a JSON report (docs/sim.schema.json) instead of lines.
     #[arg(long)]
     json: bool,
 }
@@ -157,8 +157,8 @@ fn replay(trace: &Trace, options: &Options, args: &Args) -> bool {
     broken.is_none()
 }
 
-/// What `--json` prints.
-#[derive(Serialize)]
+/// What `--json` prints; docs/sim.schema.json describes it.
+#[derive(Serialize, schemars::JsonSchema)]
 struct Report<'a> {
     /// Runs that ended.
     runs: u64,
@@ -168,14 +168,22 @@ struct Report<'a> {
     counts: &'a Counts,
 }
 
-#[derive(Serialize)]
+/// A run that broke a rule.
+#[derive(Serialize, schemars::JsonSchema)]
 struct FailureReport {
+    /// What was broken, always in the same words.
     rule: String,
+    /// How.
     detail: String,
+    /// The run's seed; none for a trace that was played.
     seed: Option<u64>,
+    /// Steps up to the break.
     steps: Option<usize>,
+    /// Steps of the shortened run.
     shrunk_steps: Option<usize>,
+    /// The command line that plays the run again.
     replay: Option<String>,
+    /// The command line that plays the shortened run.
     replay_shrunk: Option<String>,
 }
 
@@ -292,5 +300,13 @@ fn plant(bug: Option<&str>) -> Result<(), String> {
             "this build has no bug `{name}` to put in; build with `cargo run --release --features planted-bugs -- sim --bug \
              {name}`"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_documented_schema_is_the_real_one() {
+        crate::schema::check("sim", &schemars::schema_for!(super::Report<'static>));
     }
 }

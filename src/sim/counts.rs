@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Numbers by name. Runs add up.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(transparent)]
 pub struct Counts(BTreeMap<&'static str, u64>);
 
