@@ -15,6 +15,7 @@ const LONGER: &[(&str, usize)] = &[];
 const ISLANDS: &[&str] = &[
     "benches/floor/mod.rs",
     "hw-model/src/bus/barrier.rs",
+    "mr/src/region/schedules.rs",
     "hw-model/tests/rc/burst.rs",
     "odp/src/space/process/copy.rs",
     "odp/src/space/process/fork.rs",

@@ -362,5 +362,5 @@ impl fmt::Debug for IovaAllocator {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

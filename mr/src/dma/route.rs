@@ -274,7 +274,7 @@ pub fn route(case: &Case) -> Result<Path, Refusal> {
     row(case).answer
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(any(loom, shuttle))))]
 mod tests {
     use super::*;
 

@@ -14,6 +14,9 @@ mod register;
 mod report;
 mod teardown;
 
+#[cfg(all(test, shuttle))]
+mod schedules;
+
 pub(crate) use self::core::Core;
 pub use self::core::Mode;
 pub(crate) use bringing::Bringing;

@@ -5,6 +5,7 @@
 
 use super::register::Mapped;
 use hw_model::bus::Drain;
+use hw_model::sync::thread;
 use std::time::Duration;
 
 /// A region on its way down. Poll it to the end; dropping it waits.
@@ -56,10 +57,10 @@ impl Teardown {
         let mut spins = 0_u32;
         while !self.poll() {
             spins += 1;
-            if spins < 100 {
+            if spins < 100 && !cfg!(any(loom, shuttle)) {
                 std::hint::spin_loop();
             } else {
-                std::thread::sleep(Duration::from_micros(10));
+                thread::sleep(Duration::from_micros(10));
             }
         }
     }
@@ -68,7 +69,7 @@ impl Teardown {
 impl Drop for Teardown {
     fn drop(&mut self) {
         while !self.poll() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 }
