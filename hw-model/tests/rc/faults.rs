@@ -1,8 +1,8 @@
 //! Page faults: who waits, who is told what, and what becomes of the request.
 
-use crate::world::{Pair, config, connect, pattern};
+use crate::world::{ALL, Pair, config, connect, pattern};
 use hw_model::hca::{
-    FaultAccess, FaultKind, FaultOutcome, HcaConfig, PageFault, PathMtu, QpState, SendRequest, Status,
+    FaultAccess, FaultKind, FaultOutcome, HcaConfig, PageFault, PathMtu, QpState, SendRequest, Status, Step,
 };
 
 const SIZE: u64 = 40_000;
@@ -247,4 +247,35 @@ fn a_read_that_faults_before_a_refused_request_is_still_answered() {
     let ends: Vec<_> = pair.a.take().iter().map(|c| (c.id.0, c.status)).collect();
     assert_eq!(ends, [(1, Status::Success), (2, Status::RemoteAccessError)]);
     assert_eq!(pair.a.bytes(&local, 0, SIZE), pattern(6, SIZE));
+}
+
+/// A write is sent again after a timeout, and its page is gone by then; before software has said so, the acknowledgement
+/// of the first time arrives. What software says then failed the request behind it.
+#[test]
+fn a_fault_for_a_request_that_was_answered_meanwhile_fails_no_other() {
+    // Room for few packets: the second request has been begun, and waits for the first.
+    let mut pair = Pair::new(HcaConfig { window_bytes: 2048, ..small_packets() });
+    let local = pair.a.region(4096);
+    let other = pair.a.region_at(0x7e00_0000_0000, 0, 100_000, ALL, pair.a.pd);
+    let remote = pair.b.region(101_000);
+    let (first, second) = ([local.sge(0, 100)], [other.sge(0, 100_000)]);
+    pair.qa.post_send(&SendRequest::write(1, &first, remote.remote(0))).expect("posted");
+    pair.qa.post_send(&SendRequest::write(2, &second, remote.remote(200))).expect("posted");
+    // The peer does nothing yet, until the requester has lost patience.
+    let alone = |pair: &Pair| loop {
+        if let Step::Idle { wake_at } = pair.a.hca.step_engine(0, pair.now) {
+            return wake_at;
+        }
+    };
+    pair.now = alone(&pair).expect("it waits for an acknowledgement");
+    local.absent(0);
+    alone(&pair);
+    let fault = pair.a.hca.faults().next().expect("the page is needed to send it again");
+    pair.settle();
+    let ended: Vec<_> = pair.a.take().iter().map(|completion| (completion.id.0, completion.status)).collect();
+    assert_eq!(ended, [(1, Status::Success)], "the peer has had it all along");
+    pair.a.hca.resume(fault.token, FaultOutcome::Failed);
+    pair.run_without_faults();
+    let ended: Vec<_> = pair.a.take().iter().map(|completion| (completion.id.0, completion.status)).collect();
+    assert_eq!(ended, [(2, Status::Success)], "nothing is wrong with the second");
 }

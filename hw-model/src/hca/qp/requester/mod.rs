@@ -133,6 +133,10 @@ impl Requester {
 
     /// Marks the request that `psn` belongs to as failed on this side, and sends nothing more of it.
     fn fail_at(&mut self, psn: Psn, status: Status) {
+        if psn.since(self.unacknowledged) < 0 {
+            // It was being sent again and has been answered meanwhile: what is at the cursor now is another request.
+            return;
+        }
         self.seek(psn);
         if let Some(job) = self.jobs.get_mut(self.cursor_job) {
             job.failed = Some(status);
