@@ -13,7 +13,7 @@ use odp::space::Access;
 use std::hash::Hash;
 
 /// Requests outstanding on one connection.
-const MOST_OUTSTANDING: usize = 8;
+const MOST_OUTSTANDING: usize = 5;
 
 /// A piece of a region: as a request names it, and what it is.
 struct Chosen {
@@ -324,7 +324,7 @@ impl World {
             (0..self.connections.len()).filter(|index| self.connections[*index].broken).collect();
         let index = match self.choices.index(broken.len()) {
             Some(nth) => broken[nth],
-            None if self.choices.chance(30) => self.choices.below(self.connections.len() as u32) as usize,
+            None if self.choices.chance(8) => self.choices.below(self.connections.len() as u32) as usize,
             None => return Ok(()),
         };
         self.reconnect(index)

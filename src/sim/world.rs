@@ -162,21 +162,21 @@ impl Swarm {
     pub(super) fn new(choices: &mut Choices) -> Self {
         /// Steps that bring what was begun to an end. They are never switched off.
         const ALWAYS: &[(Action, u32)] = &[
-            (Action::Engine, 320),
-            (Action::Deliver, 160),
-            (Action::Fault, 90),
+            (Action::Engine, 600),
+            (Action::Deliver, 240),
+            (Action::Fault, 150),
             (Action::ChangeOn, 60),
             (Action::Parked, 25),
             (Action::RegisterOn, 110),
             (Action::TeardownOn, 30),
             (Action::AdviseOn, 35),
-            (Action::Post, 90),
+            (Action::Post, 70),
             (Action::Register, 30),
             (Action::Reconnect, 40),
         ];
         const SOMETIMES: &[(Action, u32)] = &[
             (Action::Change, 30),
-            (Action::BadPost, 2),
+            (Action::BadPost, 1),
             (Action::Read, 20),
             (Action::Write, 20),
             (Action::Deregister, 3),
