@@ -115,8 +115,9 @@ impl Network {
         self.flights.iter().map(|flight| flight.due).min()
     }
 
-    /// Delivers the packet that has waited longest of those that are due. Gives whom to.
-    pub fn deliver(&mut self, now: Time) -> Option<Gid> {
+    /// Delivers the packet that has waited longest of those that are due. Gives whom to, and a line about it if
+    /// that is wanted.
+    pub fn deliver(&mut self, now: Time, described: bool) -> Option<(Gid, Option<String>)> {
         let due = self.flights.iter().enumerate().filter(|(_, flight)| flight.due <= now);
         let (index, _) = due.min_by_key(|(_, flight)| (flight.due, flight.number))?;
         let Flight { number, packet, .. } = self.flights.remove(index);
@@ -125,11 +126,15 @@ impl Network {
         }
         self.latest = self.latest.max(number);
         let to = packet.destination;
+        let line = described.then(|| {
+            let Packet { destination_qp, psn, header, payload, .. } = &packet;
+            format!("{destination_qp:?} {psn:?} {header:?}, {} bytes", payload.len())
+        });
         let ingress = self.shared.lock().ports.get(&to).cloned();
         if let Some(ingress) = ingress {
             ingress.deliver(packet);
         }
-        Some(to)
+        Some((to, line))
     }
 
     /// Whether nothing is under way.

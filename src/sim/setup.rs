@@ -78,6 +78,7 @@ impl World {
             lossy,
             swarm,
             now: Time(1),
+            hastened: 0,
             memory: Memory::default(),
             hosts: Vec::new(),
             devices: Vec::new(),

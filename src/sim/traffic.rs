@@ -128,6 +128,7 @@ impl World {
             devices: [near, far],
             target,
             injected: self.devices[near].injected() + self.devices[far].injected(),
+            hastened: self.hastened,
         };
         let remote = Remote { key: remote.key, address: remote.address };
         self.send(end, way, &local, remote, request)
@@ -182,6 +183,7 @@ impl World {
             devices: [near, far],
             target: Vec::new(),
             injected: 0,
+            hastened: self.hastened,
         };
         self.send(end, way, &[local], remote, request)
     }
@@ -300,6 +302,13 @@ impl World {
         !request.followed || self.memory.is_excused(id) || injected > request.injected
     }
 
+    /// Whether the timer of `request` can have run out as often as a queue pair tries again, while its peer, or the
+    /// network, had something to do but was not given its turn.
+    fn was_too_slow(&self, request: &Request) -> bool {
+        let tries = self.devices[request.devices[0]].device.hca().config().retry_count;
+        self.hastened - request.hastened > u64::from(tries)
+    }
+
     fn may_end_so(&self, id: u64, request: &Request, status: Status) -> bool {
         match status {
             Status::Success => request.followed,
@@ -308,7 +317,10 @@ impl World {
             }
             Status::FlushError => self.may_fail(id, request) || self.is_doomed(request.connection),
             Status::RetryExceeded => {
-                self.lossy || self.may_fail(id, request) || self.is_doomed(request.connection)
+                self.lossy
+                    || self.was_too_slow(request)
+                    || self.may_fail(id, request)
+                    || self.is_doomed(request.connection)
             }
             Status::LocalQpOperationError
             | Status::BadResponseError

@@ -108,6 +108,8 @@ pub struct Request {
     pub(super) devices: [usize; 2],
     pub(super) target: Vec<Piece>,
     pub(super) injected: u64,
+    /// [`World::hastened`] when it was posted.
+    pub(super) hastened: u64,
 }
 
 /// Transfers of queue pairs that are gone, until the bursts of then are over.
@@ -218,6 +220,8 @@ pub struct World {
     pub(super) lossy: bool,
     pub(super) swarm: Swarm,
     pub(super) now: Time,
+    /// How often time went on although somebody had something to do: each may have cost a requester a try.
+    pub(super) hastened: u64,
     pub(super) memory: Memory,
     pub(super) hosts: Vec<Host>,
     pub(super) devices: Vec<Dev>,
@@ -390,11 +394,11 @@ impl World {
     }
 
     fn deliver(&mut self) {
-        if let Some(to) = self.network.deliver(self.now) {
+        if let Some((to, line)) = self.network.deliver(self.now, self.log.is_some()) {
             let device = self.devices.iter().position(|dev| dev.device.hca().gid() == to);
             if let Some(device) = device {
                 self.devices[device].asleep = None;
-                self.note(|| format!("packet for {device}"));
+                self.note(|| format!("packet for {device}: {}", line.unwrap_or_default()));
             }
         }
     }
@@ -414,10 +418,18 @@ impl World {
         let timers = self.devices.iter().filter_map(|dev| dev.asleep.flatten());
         let next = timers.chain(self.network.next_due()).filter(|time| *time > self.now).min();
         if let Some(next) = next {
+            self.hastened += u64::from(self.somebody_could_act());
             self.now = next;
             self.note(|| "time passes".to_owned());
             self.counts.one("waits for time");
         }
+    }
+
+    /// Whether something could happen without waiting for it.
+    fn somebody_could_act(&self) -> bool {
+        let busy = |dev: &Dev| !dev.jobs.is_empty() || !dev.device.hca().faults().is_empty();
+        self.network.next_due().is_some_and(|due| due <= self.now)
+            || (0..self.devices.len()).any(|device| self.wakes(device) || busy(&self.devices[device]))
     }
 
     // Page faults.
