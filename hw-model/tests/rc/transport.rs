@@ -269,6 +269,12 @@ impl Hostile {
     }
 
     fn send_as(&mut self, source: Gid, psn: Psn, header: Header, payload: Payload) -> Vec<Header> {
+        self.post(source, psn, header, payload);
+        self.answers().into_iter().map(|(_, header)| header).collect()
+    }
+
+    /// Sends without waiting for an answer.
+    fn post(&self, source: Gid, psn: Psn, header: Header, payload: Payload) {
         let qp = self.pair.qb.address();
         self.puppet.inner.send(Packet {
             source,
@@ -279,8 +285,12 @@ impl Hostile {
             header,
             payload,
         });
+    }
+
+    /// What the host answers before it comes to rest.
+    fn answers(&mut self) -> Vec<(Psn, Header)> {
         self.pair.settle();
-        self.puppet.seen.lock().drain(..).map(|packet| packet.header).collect()
+        self.puppet.seen.lock().drain(..).map(|packet| (packet.psn, packet.header)).collect()
     }
 }
 
@@ -353,6 +363,66 @@ fn a_gap_is_reported_once_and_repetitions_are_acknowledged_again() {
     assert_eq!(world.send(first, write, 8).len(), 1, "a repetition is acknowledged");
     assert_eq!(world.pair.b.bytes(&region, 0, 8), [0; 8], "a repetition was executed");
     assert_eq!(world.pair.b.hca.stats().duplicates, 1);
+}
+
+/// An acknowledgement says that all before it is answered. A requester that has it takes answers that are still missing
+/// for lost.
+#[test]
+fn nothing_is_acknowledged_before_the_reads_that_it_passed() {
+    let mut world = Hostile::new();
+    let region = world.pair.b.region(8192);
+    let Remote { key, address } = region.remote(0);
+    let (read, write) =
+        (Header::ReadRequest(Reth { address, key, length: 8 }), Reth { address, key, length: 0 });
+    let source = world.puppet.inner.address();
+    let first = world.next;
+    let second = first.next();
+    let acknowledged = |(psn, header): &(Psn, Header)| {
+        let is_ack = matches!(header, Header::Acknowledge(aeth) if matches!(aeth.syndrome, Syndrome::Ack));
+        is_ack && psn.since(second) >= 0
+    };
+    // Two reads and a write; before any answer, the first is asked again: the second will be, too.
+    for (n, header) in [(0, read), (1, read), (2, Header::WriteOnly(write)), (0, read)] {
+        world.post(source, first.offset(n), header, Payload::EMPTY);
+    }
+    let early = world.answers();
+    let answered = |answers: &[(Psn, Header)], to: Psn| {
+        answers.iter().any(|(psn, header)| *psn == to && matches!(header, Header::ReadResponseOnly(_)))
+    };
+    assert!(answered(&early, first) && !answered(&early, second), "the second read is owed: {early:?}");
+    assert!(!early.iter().any(acknowledged), "an acknowledgement overtook a read: {early:?}");
+    world.post(source, second, read, Payload::EMPTY);
+    let late = world.answers();
+    assert!(answered(&late, second), "{late:?}");
+    assert!(acknowledged(late.last().expect("answers")), "the write is acknowledged behind it: {late:?}");
+}
+
+/// The same for a read that waits for its page.
+#[test]
+fn nothing_is_acknowledged_before_a_read_that_waits_for_its_page() {
+    let mut world = Hostile::new();
+    let region = world.pair.b.region(8192);
+    let Remote { key, address } = region.remote(0);
+    let (read, write) =
+        (Header::ReadRequest(Reth { address, key, length: 8 }), Reth { address, key, length: 0 });
+    let source = world.puppet.inner.address();
+    let (first, second) = (world.next, world.next.next());
+    region.absent(0);
+    world.post(source, first, read, Payload::EMPTY);
+    world.post(source, second, Header::WriteOnly(write), Payload::EMPTY);
+    let early = world.answers();
+    assert!(
+        matches!(early[..], [(psn, Header::Acknowledge(aeth))] if psn == first && matches!(aeth.syndrome, Syndrome::RnrNak(_))),
+        "the peer is asked to come again with the read, and told nothing else: {early:?}"
+    );
+    let fault = world.pair.b.hca.faults().next().expect("a page fault");
+    region.present(0, true);
+    world.pair.b.hca.resume(fault.token, FaultOutcome::Resolved);
+    assert!(world.answers().is_empty(), "nothing to say before the read is asked again");
+    world.post(source, first, read, Payload::EMPTY);
+    world.post(source, second, Header::WriteOnly(write), Payload::EMPTY);
+    let late: Vec<Psn> = world.answers().into_iter().map(|(psn, _)| psn).collect();
+    assert_eq!(late, [first, second], "the read, then the write");
 }
 
 #[test]
