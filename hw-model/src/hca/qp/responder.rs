@@ -124,7 +124,7 @@ impl Responder {
                 self.acknowledge = false;
                 (psn, Syndrome::Nak(code))
             }
-            None if self.acknowledge && !self.owes_a_read() => {
+            None if self.acknowledge && self.owed.is_none() => {
                 self.acknowledge = false;
                 (self.expected.previous(), Syndrome::Ack)
             }
@@ -133,11 +133,6 @@ impl Responder {
         let header = Header::Acknowledge(self.aeth(syndrome));
         context.send(route, psn, false, header, Payload::EMPTY);
         if self.closing { Next::Close } else { Next::Again }
-    }
-
-    /// Whether the peer still has to ask for a read again: what came after it is acknowledged after it.
-    fn owes_a_read(&self) -> bool {
-        self.owed.is_some() || self.fault.as_ref().is_some_and(|fault| fault.psn.since(self.expected) < 0)
     }
 
     /// A request that ends before `end` is here. Requests come in order: what is owed was asked again with it or before it,
