@@ -129,6 +129,7 @@ impl World {
             target,
             injected: self.devices[near].injected() + self.devices[far].injected(),
             hastened: self.hastened,
+            disturbances: self.disturbances(),
         };
         let remote = Remote { key: remote.key, address: remote.address };
         self.send(end, way, &local, remote, request)
@@ -184,6 +185,7 @@ impl World {
             target: Vec::new(),
             injected: 0,
             hastened: self.hastened,
+            disturbances: self.disturbances(),
         };
         self.send(end, way, &[local], remote, request)
     }
@@ -261,8 +263,7 @@ impl World {
         if status == Status::Success {
             self.memory.end_transfer(id, true);
             if request.is_read {
-                let disturbances = self.disturbances();
-                self.connections[request.connection].haunted_from.get_or_insert(disturbances);
+                self.connections[request.connection].haunted_from.get_or_insert(request.disturbances);
             }
             if self.choices.chance(600) {
                 for piece in &request.target {

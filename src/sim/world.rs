@@ -91,7 +91,7 @@ pub struct Connection {
     pub(super) broken: bool,
     /// It is being taken down.
     pub(super) closing: bool,
-    /// Disturbances there had been when a read of it first ended. A packet that comes late makes the responder do it again
+    /// Disturbances there had been when the first read of it that succeeded was posted. A packet that comes late makes the responder do it again
     /// (IBTA volume 1, 9.7.5), and what it reads may be gone by then: that ends the connection from the other side.
     pub(super) haunted_from: Option<u64>,
     /// Transfers that failed: what they had sent may still land.
@@ -110,6 +110,8 @@ pub struct Request {
     pub(super) injected: u64,
     /// [`World::hastened`] when it was posted.
     pub(super) hastened: u64,
+    /// [`World::disturbances`] when it was posted.
+    pub(super) disturbances: u64,
 }
 
 /// Transfers of queue pairs that are gone, until the bursts of then are over.
