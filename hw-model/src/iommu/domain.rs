@@ -1,6 +1,7 @@
 //! One I/O address space: page table, IOTLB, fault log.
 
 use super::config::{ConfigError, DomainConfig, DomainStats, Gather};
+use super::cookie::Cookie;
 use super::fault::{DmaAccess, FaultLog, IommuFault};
 use super::iotlb::Iotlb;
 use super::leaf::{Leaf, LeafSize, Prot};
@@ -28,6 +29,7 @@ pub struct Domain {
     leaves_unmapped: [AtomicU64; 3],
     violations: AtomicU64,
     stale_hits: AtomicU64,
+    cookie: Cookie,
 }
 
 impl Domain {
@@ -49,6 +51,7 @@ impl Domain {
             leaves_unmapped: std::array::from_fn(|_| AtomicU64::new(0)),
             violations: AtomicU64::new(0),
             stale_hits: AtomicU64::new(0),
+            cookie: Cookie::default(),
         }))
     }
 
@@ -62,6 +65,12 @@ impl Domain {
     #[must_use]
     pub fn granule(&self) -> u64 {
         1 << self.config.granule_shift
+    }
+
+    /// What the software that manages the domain keeps with it.
+    #[must_use]
+    pub fn cookie(&self) -> &Cookie {
+        &self.cookie
     }
 
     /// Makes every table that mappings in the range can need, so that [`Domain::map`] there neither allocates nor fails

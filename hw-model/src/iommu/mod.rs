@@ -8,6 +8,7 @@
 //! drivers/iommu/dma-iommu.c (the flush queue), Intel VT-d specification chapter 6 (caching of translations).
 
 mod config;
+mod cookie;
 mod domain;
 mod fault;
 mod flush_queue;
@@ -17,6 +18,7 @@ mod page_table;
 mod queue;
 
 pub use config::{ConfigError, DomainConfig, DomainStats, FlushMode, Gather};
+pub use cookie::Cookie;
 pub use domain::Domain;
 pub use fault::{DmaAccess, FaultLog, FaultRecord, IommuFault};
 pub use flush_queue::FlushQueue;

@@ -1,20 +1,17 @@
 //! One device as the DMA layer sees it: how its addresses are translated, and which ways it has.
 
-use super::iova::{IovaAllocator, IovaError, IovaRange, IovaRequest, IovaSpace, IovaStats};
+use super::extent::Extent;
+use super::iova::{IovaError, IovaRange, IovaRequest, IovaStats, SharedIova};
 use super::points;
 use super::route::{Case, Policy, Refusal, Target, Translation, route};
-use hw_model::addr::{DmaAddr, Iova, PAGE_SIZE};
+use super::space::IoSpace;
+use hw_model::addr::{DmaAddr, PAGE_SIZE};
 use hw_model::bus::{DmaPort, PeerRoutes};
 use hw_model::fault_plan::Points;
 use hw_model::hca::{Backing, Path};
 use hw_model::iommu::Domain;
-use hw_model::sync::{Arc, Mutex};
-use odp::page::PageRun;
+use hw_model::sync::Arc;
 
-/// Where devices write interrupts on x86.
-const MSI_WINDOW: Iova = Iova(0xfee0_0000);
-/// Bytes of it.
-const MSI_WINDOW_LEN: u64 = 0x10_0000;
 /// Bytes of the large IOMMU leaf that mappings are laid out for.
 const LARGE_LEAF: u64 = 2 << 20;
 
@@ -47,35 +44,70 @@ impl Default for DmaConfig {
 
 /// A device that memory is mapped for.
 pub struct DmaDevice {
-    port: DmaPort,
-    iova: Mutex<IovaAllocator>,
+    /// `None` for a device of which only its I/O address space is known.
+    port: Option<DmaPort>,
+    translated: Option<Translated>,
     config: DmaConfig,
     /// The table's answer for whole pages of every kind that has no provider. Asked once, not once a page.
     ram: [Result<Path, Refusal>; Backing::ALL.len()],
+}
+
+/// What translates for a device, and the allocator that it shares with all devices it translates for.
+struct Translated {
+    space: Arc<dyn IoSpace>,
+    iova: Arc<SharedIova>,
+}
+
+impl Translated {
+    fn by(space: Arc<dyn IoSpace>) -> Self {
+        let iova = SharedIova::of(&*space);
+        Self { space, iova }
+    }
 }
 
 impl DmaDevice {
     /// The DMA side of the device behind `port`.
     #[must_use]
     pub fn new(port: DmaPort, config: DmaConfig) -> Arc<Self> {
-        let translation = if port.domain().is_some() { Translation::Iommu } else { Translation::Direct };
-        let way = |backing| reachable(route(&config.case(translation, Target::of(backing, None))));
-        let ram = Backing::ALL.map(way);
-        // Where nothing translates, nothing is ever asked of it.
-        let unused = IovaSpace { bits: 48, granule_shift: 12 };
-        let iova = iova_space(&port).unwrap_or_else(|| IovaAllocator::new(unused));
-        Arc::new(Self { port, iova: Mutex::new(iova), config, ram })
+        let translated = port.domain().map(|domain| {
+            let translated = Translated::by(Arc::clone(domain) as Arc<dyn IoSpace>);
+            // Addresses at which BARs answer below a switch, before any IOMMU is asked (drivers/iommu/dma-iommu.c
+            // `iova_reserve_pci_windows`).
+            let (window, len) = port.bus().bus_window();
+            translated.iova.keep_out(window.to_iova(), len);
+            translated
+        });
+        Self::build(Some(port), translated, config)
     }
 
-    /// The device's connection to the bus.
+    /// The DMA side of a device behind an IOMMU that is no model: `space` is all that is known of its way to memory, and
+    /// no peer's BAR can be reached.
     #[must_use]
-    pub fn port(&self) -> &DmaPort {
-        &self.port
+    pub fn over(space: Arc<dyn IoSpace>, config: DmaConfig) -> Arc<Self> {
+        Self::build(None, Some(Translated::by(space)), config)
     }
-    /// The IOMMU domain that translates for the device, if any does.
+
+    fn build(port: Option<DmaPort>, translated: Option<Translated>, config: DmaConfig) -> Arc<Self> {
+        let translation = if translated.is_some() { Translation::Iommu } else { Translation::Direct };
+        let way = |backing| reachable(route(&config.case(translation, Target::of(backing, None))));
+        let ram = Backing::ALL.map(way);
+        Arc::new(Self { port, translated, config, ram })
+    }
+
+    /// The device's connection to the modelled bus, if that is where it is.
+    #[must_use]
+    pub fn port(&self) -> Option<&DmaPort> {
+        self.port.as_ref()
+    }
+    /// The modelled IOMMU domain that translates for the device, if one does.
     #[must_use]
     pub fn domain(&self) -> Option<&Arc<Domain>> {
-        self.port.domain()
+        self.port.as_ref()?.domain()
+    }
+    /// The I/O address space that translates for the device, if any does.
+    #[must_use]
+    pub fn space(&self) -> Option<&Arc<dyn IoSpace>> {
+        Some(&self.translated.as_ref()?.space)
     }
     /// Most bytes of one region.
     #[must_use]
@@ -85,61 +117,55 @@ impl DmaDevice {
     pub(crate) fn points(&self) -> &Points {
         &self.config.points
     }
-    /// How the IOVA space is filled at the moment.
+    /// How the IOVA space is filled at the moment, by all devices that share it. All zero where nothing translates.
     #[must_use]
     pub fn iova_stats(&self) -> IovaStats {
-        self.iova.lock().stats()
+        self.translated.as_ref().map(|translated| translated.iova.stats()).unwrap_or_default()
     }
 
     /// Reserves IOVA for a mapping that lies in its 2 MiB as `like` does; `None` where nothing translates.
     pub(super) fn reserve(&self, len: u64, like: u64) -> Result<Option<IovaRange>, IovaError> {
-        let Some(domain) = self.domain() else { return Ok(None) };
+        let Some(Translated { space, iova }) = &self.translated else { return Ok(None) };
         let request = IovaRequest::new(len);
         let request =
             if len >= LARGE_LEAF { request.like(like, LARGE_LEAF) } else { request.align(PAGE_SIZE) };
         if self.points().meet(points::RESERVE).fails() {
-            let bits = domain.config().width;
-            let (size, align) = (request.size, request.align);
-            return Err(IovaError::Exhausted {
-                size,
-                align,
-                bits,
-                last: request.last,
-                free: 0,
-                largest_hole: 0,
-            });
+            let IovaRequest { size, align, last, .. } = request;
+            let bits = space.width();
+            return Err(IovaError::Exhausted { size, align, bits, last, free: 0, largest_hole: 0 });
         }
-        self.iova.lock().allocate(request).map(Some)
+        iova.allocate(request).map(Some)
     }
 
     /// Takes back what [`DmaDevice::reserve`] gave.
     pub(super) fn give_back(&self, range: IovaRange) {
-        self.iova.lock().free(range).expect("a mapping gives its range back once");
+        let translated = self.translated.as_ref().expect("ranges come from what translates");
+        translated.iova.free(range);
     }
 
-    /// The way to the pages of `run`, and the bus address of the first for ways that are not linked. `peers` remembers
-    /// the provider that was met last.
+    /// The way to `extent`, and the bus address of its first byte for ways that are not linked. `peers` remembers the
+    /// provider that was met last.
     ///
     /// # Errors
     /// Why there is none.
-    pub fn route(&self, run: &PageRun, peers: &mut PeerRoutes) -> Result<(Path, DmaAddr), Refusal> {
-        let Some(provider) = run.provider else {
-            return Ok((self.ram[run.backing as usize]?, run.phys.to_dma_identity()));
+    pub fn route(&self, extent: &Extent, peers: &mut PeerRoutes) -> Result<(Path, DmaAddr), Refusal> {
+        let Some(provider) = extent.provider else {
+            return Ok((self.ram[extent.backing as usize]?, extent.phys.to_dma_identity()));
         };
-        let target = Target::of(run.backing, peers.route(&self.port, provider));
-        let path = reachable(route(&self.config.case(self.translates(), target)))?;
-        let address = match path {
-            Path::BusAddress => {
-                let bar = self.port.bus().bar(provider).ok_or(Refusal::PeerUnreachable)?;
-                bar.to_bus(run.phys).ok_or(Refusal::PeerUnreachable)?
+        let reach = self.port.as_ref().and_then(|port| peers.route(port, provider));
+        let path = reachable(route(&self.config.case(self.translates(), Target::of(extent.backing, reach))))?;
+        let address = match (path, &self.port) {
+            (Path::BusAddress, Some(port)) => {
+                let bar = port.bus().bar(provider).ok_or(Refusal::PeerUnreachable)?;
+                bar.to_bus(extent.phys).ok_or(Refusal::PeerUnreachable)?
             }
-            _ => run.phys.to_dma_identity(),
+            _ => extent.phys.to_dma_identity(),
         };
         Ok((path, address))
     }
 
     fn translates(&self) -> Translation {
-        if self.domain().is_some() { Translation::Iommu } else { Translation::Direct }
+        if self.translated.is_some() { Translation::Iommu } else { Translation::Direct }
     }
 }
 
@@ -165,20 +191,4 @@ impl DmaConfig {
             policy: self.policy,
         }
     }
-}
-
-/// The IOVA space of a domain, without what must not be mapped: the window that interrupts are written to, and the
-/// addresses at which BARs answer below a switch before any IOMMU is asked (drivers/iommu/dma-iommu.c
-/// `iova_reserve_pci_windows`).
-fn iova_space(port: &DmaPort) -> Option<IovaAllocator> {
-    let config = port.domain()?.config();
-    let space = IovaSpace { bits: config.width, granule_shift: config.granule_shift };
-    let mut iova = IovaAllocator::new(space);
-    let (window, len) = port.bus().bus_window();
-    for (start, len) in [(MSI_WINDOW, MSI_WINDOW_LEN), (window.to_iova(), len)] {
-        // What the space does not hold need not be kept out of it.
-        let kept = iova.reserve(start, len);
-        tracing::debug!(?kept, %start, len, "window kept out of the IOVA space");
-    }
-    Some(iova)
 }

@@ -15,6 +15,9 @@ use hw_model::addr::Iova;
 use std::fmt;
 
 mod holes;
+mod shared;
+
+pub(in crate::dma) use shared::SharedIova;
 
 /// What an allocator covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

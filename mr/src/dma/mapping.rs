@@ -10,8 +10,9 @@
 use super::device::DmaDevice;
 use super::iova::{IovaError, IovaRange};
 use super::points;
+use super::space::IoSpace;
 use hw_model::addr::{DmaAddr, Iova, PAGE_SIZE, PhysAddr};
-use hw_model::iommu::{Domain, LeafSize, MapError, Prot, UnmapError};
+use hw_model::iommu::{LeafSize, MapError, Prot, UnmapError};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicU64, Ordering};
 
@@ -101,8 +102,8 @@ impl Mapping {
         Ok(Some(Self { device: Arc::clone(device), range, linked: AtomicU64::new(0) }))
     }
 
-    fn domain(&self) -> &Arc<Domain> {
-        self.device.domain().expect("a mapping exists only where a domain translates")
+    fn space(&self) -> &dyn IoSpace {
+        &**self.device.space().expect("a mapping exists only where something translates")
     }
 
     /// First IOVA.
@@ -135,13 +136,12 @@ impl Mapping {
     /// Whether the page at `offset` is linked to the page at `phys`.
     #[must_use]
     pub fn leads_to(&self, offset: u64, phys: PhysAddr) -> bool {
-        self.domain().iova_to_phys(self.iova().offset(offset)) == Some(phys)
+        self.space().iova_to_phys(self.iova().offset(offset)) == Some(phys)
     }
     /// Bytes of the unit that is linked at `offset`: what has to be unlinked as a whole. 0 for a hole.
     #[must_use]
     pub fn unit_at(&self, offset: u64) -> u64 {
-        let leaf = self.domain().leaf_at(self.iova().offset(offset));
-        leaf.map_or(0, |leaf| 1 << leaf.shift(self.domain().config().granule_shift))
+        self.space().leaf_at(self.iova().offset(offset)).unwrap_or(0)
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<(), RangeError> {
@@ -175,7 +175,7 @@ impl Mapping {
         if self.device.points().meet(points::PREPARE).fails() {
             return Err(MapError::OutOfMemory { iova }.into());
         }
-        Ok(self.domain().prepare(iova, len)?)
+        Ok(self.space().prepare(iova, len)?)
     }
 
     /// Maps physical `[phys, phys + len)` at `offset` in leaves of at most `largest`. Does not flush: call
@@ -193,7 +193,7 @@ impl Mapping {
         self.count(len)?;
         // Both directions always: the page list decides what the device may do, so that a permission upgrade of the
         // same page touches nothing here (mm/hmm.c maps DMA_BIDIRECTIONAL for the same reason).
-        let mapped = self.domain().map_up_to(iova, phys, len, Prot::READ | Prot::WRITE, largest);
+        let mapped = self.space().map(iova, phys, len, Prot::READ | Prot::WRITE, largest);
         if mapped.is_err() {
             self.linked.fetch_sub(len, Ordering::AcqRel);
         }
@@ -213,7 +213,7 @@ impl Mapping {
         if self.device.points().meet(points::SYNC).fails() {
             return Err(LinkError::Sync { iova });
         }
-        self.domain().sync_map(iova, len);
+        self.space().sync_map(iova, len);
         Ok(())
     }
 
@@ -227,14 +227,14 @@ impl Mapping {
         if self.is_freed() {
             return Err(UnlinkError::Freed { iova: self.iova() });
         }
-        let gather = self.domain().unmap(self.iova().offset(offset), len)?;
+        let gather = self.space().unmap(self.iova().offset(offset), len)?;
         #[cfg(feature = "planted-bugs")]
         let gather = if hw_model::planted::Bug::IovaBeforeFlush.is_planted() {
             hw_model::iommu::Gather::EMPTY
         } else {
             gather
         };
-        self.domain().flush(gather);
+        self.space().flush(gather);
         self.linked.fetch_sub(len, Ordering::AcqRel);
         Ok(())
     }

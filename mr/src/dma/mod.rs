@@ -4,14 +4,18 @@
 //! one way to IOVA. A caller that has no peer-to-peer page never touches what exists for those that have.
 
 mod device;
+mod extent;
 pub mod iova;
 mod mapping;
 pub mod points;
 pub mod route;
 mod segments;
+mod space;
 
 pub use device::{DmaConfig, DmaDevice};
+pub use extent::Extent;
 pub use iova::IovaError;
 pub use mapping::{LinkError, Mapping, RangeError, StillLinked, UnlinkError};
 pub use route::{Policy, Refusal};
 pub use segments::{Segment, Segments};
+pub use space::IoSpace;

@@ -4,74 +4,82 @@
 //! under the locks that invalidations take.
 
 use super::device::DmaDevice;
+use super::extent::Extent;
 use super::route::Refusal;
-use hw_model::addr::{DmaAddr, PhysAddr, VirtAddr, page_bytes};
+use hw_model::addr::{DmaAddr, PhysAddr};
 use hw_model::bus::PeerRoutes;
 use hw_model::hca::{Backing, Path};
-use odp::page::PageRun;
+use std::iter::Peekable;
 
-/// Pages that DMA reaches in one way, contiguous for the user and on the bus.
+/// Bytes that DMA reaches in one way, contiguous for the user, in memory and on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// First page.
-    pub start: VirtAddr,
-    /// Pages of 4 KiB.
-    pub pages: u64,
-    /// Physical address of the first page.
+    /// Offset of the first byte in what is mapped.
+    pub at: u64,
+    /// Bytes, at least 1.
+    pub len: u64,
+    /// Physical address of the first byte.
     pub phys: PhysAddr,
     /// The way.
     pub path: Path,
-    /// What the pages are made of.
+    /// What the memory is made of.
     pub backing: Backing,
-    /// Whether the device may write them.
+    /// Whether the device may write it.
     pub writable: bool,
-    /// Bus address of the first page, for paths that are not linked.
+    /// Bus address of the first byte, for paths that are not linked.
     bus: DmaAddr,
 }
 
 impl Segment {
-    /// Physical address of the page at `at`, which lies in the segment.
+    /// Physical address of the byte at `at` of what is mapped, which lies in the segment.
     #[must_use]
-    pub fn phys_at(&self, at: VirtAddr) -> PhysAddr {
-        self.phys.offset(at.0 - self.start.0)
+    pub fn phys_at(&self, at: u64) -> PhysAddr {
+        self.phys.offset(at - self.at)
     }
-    /// What the device puts on the bus for page `page` of a segment whose path is not linked.
+    /// What the device puts on the bus for the byte at `at` of what is mapped, which lies in a segment whose path is not
+    /// linked.
     #[must_use]
-    pub fn unlinked_address(&self, page: u64) -> DmaAddr {
-        self.bus.offset(page_bytes(page))
+    pub fn unlinked_address(&self, at: u64) -> DmaAddr {
+        self.bus.offset(at - self.at)
     }
 }
 
-/// The segments of a list of runs, in order.
-pub struct Segments<'a> {
+/// The segments of a list of extents, in order. Extents that continue each other become one segment.
+pub struct Segments<'a, I: Iterator<Item = Extent>> {
     device: &'a DmaDevice,
-    runs: std::slice::Iter<'a, PageRun>,
+    extents: Peekable<I>,
     peers: PeerRoutes,
 }
 
-impl<'a> Segments<'a> {
-    /// The segments in which `device` reaches `runs`.
+impl<'a, I: Iterator<Item = Extent>> Segments<'a, I> {
+    /// The segments in which `device` reaches `extents`.
     #[must_use]
-    pub fn new(device: &'a DmaDevice, runs: &'a [PageRun]) -> Self {
-        Self { device, runs: runs.iter(), peers: PeerRoutes::default() }
+    pub fn new(device: &'a DmaDevice, extents: impl IntoIterator<IntoIter = I>) -> Self {
+        Self { device, extents: extents.into_iter().peekable(), peers: PeerRoutes::default() }
+    }
+
+    /// The next extent, with all that continue it.
+    fn whole(&mut self) -> Option<Extent> {
+        let mut whole = self.extents.next()?;
+        while let Some(next) = self.extents.next_if(|next| whole.continues_in(next)) {
+            whole.len += next.len;
+        }
+        Some(whole)
     }
 }
 
-impl Iterator for Segments<'_> {
-    /// A segment, or the address from which on there is no way and why.
-    type Item = Result<Segment, (VirtAddr, Refusal)>;
+impl<I: Iterator<Item = Extent>> Iterator for Segments<'_, I> {
+    /// A segment, or the offset in what is mapped from which on there is no way, and why.
+    type Item = Result<Segment, (u64, Refusal)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let run = self.runs.next()?;
-        let step = self.device.route(run, &mut self.peers).map(|(path, bus)| Segment {
-            start: run.start,
-            pages: run.pages,
-            phys: run.phys,
-            path,
-            backing: run.backing,
-            writable: run.writable,
-            bus,
-        });
-        Some(step.map_err(|refusal| (run.start, refusal)))
+        let extent = self.whole()?;
+        let Extent { at, phys, len, backing, writable, .. } = extent;
+        let way = self.device.route(&extent, &mut self.peers);
+        let segment = way.map(|(path, bus)| Segment { at, len, phys, path, backing, writable, bus });
+        Some(segment.map_err(|refusal| (at, refusal)))
     }
 }
+
+#[cfg(all(test, not(any(loom, shuttle))))]
+mod tests;

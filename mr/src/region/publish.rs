@@ -2,8 +2,8 @@
 
 use super::core::{Core, Mode, State};
 use super::counters::add;
-use crate::dma::{LinkError, Mapping, Refusal, Segment, Segments};
-use hw_model::addr::{PAGE_SIZE, VirtAddr, page_bytes};
+use crate::dma::{Extent, LinkError, Mapping, Refusal, Segment, Segments};
+use hw_model::addr::{PAGE_SIZE, VirtAddr, page_bytes, pages_for};
 use hw_model::hca::Entry;
 use hw_model::iommu::LeafSize;
 use odp::page::PageRun;
@@ -86,15 +86,16 @@ impl Core {
         &'a self,
         runs: &'a [PageRun],
     ) -> impl Iterator<Item = Result<Segment, PublishError>> + 'a {
-        Segments::new(&self.device, runs)
-            .map(|step| step.map_err(|(at, refusal)| PublishError::Refused { at, refusal }))
+        let base = self.pages.start();
+        Segments::new(&self.device, runs.iter().map(move |run| Extent::of_run(run, base))).map(move |step| {
+            step.map_err(|(at, refusal)| PublishError::Refused { at: base.offset(at), refusal })
+        })
     }
 
     /// Lets the HCA see the pages of `segment`, which are linked and synced where they need it (invariant 1).
     fn show(&self, state: &mut State, segment: &Segment, published: &mut Published) {
         let write = segment.writable && self.writable;
-        let first = self.page_index(segment.start);
-        for index in first..first + segment.pages {
+        for index in pages_of(segment) {
             let before = self.list.load(index).expect("a page of the region");
             if before.is_valid() {
                 // The page did not move, or an invalidation would have hidden it: its address stays (invariant 11).
@@ -114,7 +115,7 @@ impl Core {
                 before.relabelled(segment.backing).shown(write)
             } else {
                 published.arrival(before, segment);
-                let address = segment.unlinked_address(index - first);
+                let address = segment.unlinked_address(page_bytes(index));
                 Entry::present(address, segment.path, segment.backing, write)
             };
             self.list.store(index, entry);
@@ -189,18 +190,16 @@ impl Core {
         linked: &mut Range<u64>,
         published: &mut Published,
     ) -> Result<(), PublishError> {
-        let first = self.page_index(segment.start);
-        let mut run = first..first;
-        for index in first..first + segment.pages {
+        let span = pages_of(segment);
+        let mut run = span.start..span.start;
+        for index in span {
             let entry = self.list.load(index).expect("a page of the region");
             if entry.is_valid() {
                 self.link_run(state, mapping, segment, run, linked, published)?;
                 run = index + 1..index + 1;
                 continue;
             }
-            if entry.is_linked()
-                && mapping.leads_to(page_bytes(index), segment.phys_at(self.page_address(index)))
-            {
+            if entry.is_linked() && mapping.leads_to(page_bytes(index), segment.phys_at(page_bytes(index))) {
                 self.link_run(state, mapping, segment, run, linked, published)?;
                 run = index + 1..index + 1;
                 continue;
@@ -222,8 +221,8 @@ impl Core {
         if run.is_empty() {
             return Ok(());
         }
-        let phys = segment.phys_at(self.page_address(run.start));
         let (offset, len) = (page_bytes(run.start), page_bytes(run.end - run.start));
+        let phys = segment.phys_at(offset);
         mapping
             .link(offset, phys, len, self.largest_leaf())
             .map_err(|error| PublishError::Link { at: self.page_address(run.start), error })?;
@@ -264,6 +263,12 @@ impl Core {
             self.list.store(index, entry);
         }
     }
+}
+
+/// Indices in the page list of the pages of `segment`: what is mapped begins where the list does.
+fn pages_of(segment: &Segment) -> Range<u64> {
+    let first = segment.at / PAGE_SIZE;
+    first..first + pages_for(segment.len)
 }
 
 #[cfg(all(test, not(any(loom, shuttle))))]

@@ -58,7 +58,7 @@ fn invariant_02_clear_drain_unlink_release() {
         let bed = Bed::new(&hand.space, &hand.memory.user_range(), options, &MachineConfig::default());
         assert_eq!(bed.write(0, 4 * PAGE_SIZE as u32), Status::Success);
         let entry = || Entry::from_bits(bed.near.region.raw_entries().expect("the model shows its list")[2]);
-        let port = bed.machine.near.dma().port();
+        let port = bed.machine.near.dma().port().expect("on the modelled bus");
         clear_drain_unlink(&hand.space, port, hand.page(2), entry).expect("the order of the protocol");
         assert_eq!(bed.write(0, 4 * PAGE_SIZE as u32), Status::Success, "and the page comes back");
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::dma::DmaConfig;
 use hw_model::bus::{Bus, DeviceSpec};
 use hw_model::fault_plan::{Action, FaultPlan, Points, Rule};
-use hw_model::iommu::DomainConfig;
+use hw_model::iommu::{Domain, DomainConfig};
 use odp::space::AddressSpace;
 use odp::space::process::{Options, ProcessSpace};
 
@@ -151,4 +151,25 @@ fn without_an_iommu_there_is_no_mapping_and_nothing_is_reserved() {
     let device = DmaDevice::new(port, DmaConfig::default());
     assert!(Mapping::try_alloc(&device, PAGE, 0).expect("an ordinary answer").is_none());
     assert_eq!(device.iova_stats().live_ranges, 0);
+}
+
+/// Regression: two devices of one domain each had an allocator, and were given the same IOVA.
+#[test]
+fn devices_of_one_domain_share_its_iova() {
+    let space = ProcessSpace::open(Options::default()).expect("this process can use its own memory");
+    let bus = Bus::new(space.memory());
+    let domain = Domain::new(DomainConfig::default()).expect("the default is possible");
+    let [one, other] = ["one", "other"].map(|name| {
+        let port = bus.attach(DeviceSpec::new(name).domain(&domain)).expect("room on the bus");
+        DmaDevice::new(port, DmaConfig::default())
+    });
+    let over = DmaDevice::over(Arc::clone(&domain) as _, DmaConfig::default());
+    let mappings = [&one, &other, &over].map(|device| mapping(device, PAGE));
+    for (index, mapping) in mappings.iter().enumerate() {
+        mapping.link(0, PHYS.offset(index as u64 * PAGE), PAGE, LeafSize::Page).expect("nobody else's");
+    }
+    assert_eq!((one.iova_stats().live_ranges, domain.stats().violations), (3, 0));
+    for mapping in mappings {
+        mapping.unlink(0, PAGE).expect("linked");
+    }
 }
