@@ -7,6 +7,7 @@ mod device;
 mod extent;
 pub mod iova;
 mod mapping;
+pub mod page_size;
 pub mod points;
 pub mod route;
 mod segments;
