@@ -56,7 +56,8 @@ impl World {
                 | FaultError::NoMapping { at }
                 | FaultError::Permission { at, .. }
                 | FaultError::OutOfMemory { at }
-                | FaultError::Special { at },
+                | FaultError::Special { at }
+                | FaultError::Withdrawn { at, .. },
             ) => at.0.saturating_sub(piece.at.0) as usize,
         };
         self.memory.write(piece.process, piece.at, &data[..written]);

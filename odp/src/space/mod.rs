@@ -1,8 +1,10 @@
 //! Address spaces: where the pages of a range are, and how they come and go.
 //!
 //! One trait, several spaces: `process` is the real memory of this process, `sim` is one made of frames and page tables
-//! in plain Rust. Both give the physical addresses of their own [`HostMemory`].
+//! in plain Rust. Both give the physical addresses of their own [`HostMemory`]. An attachment of a DMABUF is one too:
+//! `dmabuf`.
 
+pub mod dmabuf;
 pub mod points;
 #[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 pub mod process;
@@ -157,6 +159,25 @@ pub enum FaultError {
         /// Where.
         at: VirtAddr,
     },
+    /// The memory is a DMABUF that its exporter does not give any more.
+    #[error("nothing is to be had at {at}: {why}")]
+    Withdrawn {
+        /// Where.
+        at: VirtAddr,
+        /// What became of the buffer.
+        why: Withdrawn,
+    },
+}
+
+/// Why a DMABUF is not to be had any more. For good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Withdrawn {
+    /// The exporter took it back.
+    #[error("the exporter has revoked the buffer")]
+    Revoked,
+    /// The exporter's device is gone, and its memory with it.
+    #[error("the exporter is gone")]
+    Removed,
 }
 
 /// Why a range cannot be watched.
@@ -184,5 +205,19 @@ pub enum WatchError {
         range: VirtRange,
         /// What the kernel said, in words.
         reason: String,
+    },
+    /// The memory is a DMABUF that its exporter does not give any more.
+    #[error("{range} cannot be watched: {why}")]
+    Withdrawn {
+        /// The range asked for.
+        range: VirtRange,
+        /// What became of the buffer.
+        why: Withdrawn,
+    },
+    /// Pages of a DMABUF that were to be pinned are being moved; they can be had when that has ended.
+    #[error("{range} cannot be pinned while pages of it are being moved")]
+    Moving {
+        /// The range asked for.
+        range: VirtRange,
     },
 }

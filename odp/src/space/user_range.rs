@@ -40,9 +40,8 @@ impl UserRange {
         Self { space: Arc::clone(space) as Arc<dyn AddressSpace>, range, owner: None }
     }
 
-    /// A range of memory that the address space allocated itself, and lends out by copies and raw pointers only. `owner`
-    /// keeps it mapped.
-    #[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
+    /// A range of memory that the address space allocated itself, or that an exporter of ours has, and lends out by copies and
+    /// raw pointers only. `owner` keeps it there.
     pub(super) fn owned(
         space: Arc<dyn AddressSpace>,
         range: VirtRange,

@@ -4,8 +4,9 @@ use super::ProcessSpace;
 use super::segments::{Frames, Segment};
 use super::view::{self, View};
 use crate::page::Backing;
+use crate::space::dmabuf::SystemPages;
 use crate::space::{AddressSpace, UserRange};
-use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
+use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange, page_bytes};
 use hw_model::sync::Arc;
 use rustix::fd::OwnedFd;
 use rustix::fs::FallocateFlags;
@@ -162,6 +163,14 @@ impl OwnedMemory {
     #[must_use]
     pub fn physical_base(&self) -> PhysAddr {
         self.base
+    }
+
+    /// Its pages of 4 KiB, as those of a driver that exports them; what [`OwnedMemory::discard`] takes away comes back zeroed
+    /// in the same frame.
+    #[must_use]
+    pub fn system_pages(self: &Arc<Self>) -> SystemPages {
+        let pages = (0..self.range.page_count()).map(|page| self.base.offset(page_bytes(page))).collect();
+        SystemPages::new(self.space.memory(), pages, Arc::clone(self) as _)
     }
 
     /// The space it belongs to.

@@ -420,7 +420,8 @@ impl FaultError {
             | Self::NoMapping { at }
             | Self::Permission { at, .. }
             | Self::OutOfMemory { at }
-            | Self::Special { at } => at,
+            | Self::Special { at }
+            | Self::Withdrawn { at, .. } => at,
         }
     }
 }

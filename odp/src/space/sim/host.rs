@@ -11,6 +11,7 @@ use super::op::{Outcome, Pending, SimError, SimOp};
 use super::process::SimSpace;
 use super::span::HUGE_PAGES;
 use super::store::{DeviceKind, DeviceMemory, DeviceMemoryId, NULL_FRAME, Store, ZERO_FRAME};
+use crate::space::dmabuf::SystemPages;
 use crate::space::{Access, FaultError};
 use hw_model::addr::{PhysAddr, VirtAddr};
 use hw_model::bus::{AtomicOp, BarStorage, DmaEpoch, HostMemory, MemoryError, ProviderId};
@@ -193,6 +194,30 @@ impl SimHost {
             kernel.cache(object, u64::from(index), place);
         }
         Ok(object)
+    }
+
+    /// Pages that a driver takes for itself, zero, scattered; they are given back when the host ends.
+    ///
+    /// # Errors
+    /// [`SimError::OutOfMemory`].
+    pub fn system_pages(self: &Arc<Self>, pages: u64) -> Result<SystemPages, SimError> {
+        let mut kernel = self.kernel.lock();
+        if kernel.frames.free() < pages {
+            return Err(SimError::OutOfMemory);
+        }
+        // An object that nobody knows of: nobody maps it, and no change is made to it.
+        let object = kernel.new_object(ObjectKind::Shmem, pages);
+        let mut taken = Vec::new();
+        for index in 0..pages {
+            let place = kernel.take_frame().map_err(|NoFrame| SimError::OutOfMemory)?;
+            let Place::Ram(frame) = place else { return Err(SimError::OutOfMemory) };
+            self.store.zero(place);
+            kernel.cache(object, index, place);
+            taken.push(PhysAddr::from_page_number(u64::from(frame)));
+        }
+        drop(kernel);
+        let memory = Arc::clone(self) as Arc<dyn HostMemory>;
+        Ok(SystemPages::new(memory, taken.into_boxed_slice(), Arc::clone(self) as _))
     }
 
     /// Begins a change of an object.
