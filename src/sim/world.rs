@@ -91,8 +91,9 @@ pub struct Connection {
     pub(super) broken: bool,
     /// It is being taken down.
     pub(super) closing: bool,
-    /// Disturbances there had been when the first read of it that succeeded was posted. A packet that comes late makes the responder do it again
-    /// (IBTA volume 1, 9.7.5), and what it reads may be gone by then: that ends the connection from the other side.
+    /// Disturbances there had been when the first read of it that succeeded was posted. A packet that comes late makes the
+    /// responder do it again (IBTA volume 1, 9.7.5), and what it reads may be gone by then: that ends the connection from
+    /// the other side.
     pub(super) haunted_from: Option<u64>,
     /// Transfers that failed: what they had sent may still land.
     pub(super) ended_badly: Vec<u64>,
