@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod machine;
 pub mod mixed;
+pub mod route;
 #[cfg(test)]
 mod schema;
 pub mod sim;

@@ -22,6 +22,8 @@ enum Command {
     Demo(anypage::demo::Args),
     /// Simulates whole worlds from seeds, and checks every byte and every invariant.
     Sim(anypage::sim::Args),
+    /// Says which way DMA takes to a page and by which rule of the kernel; without a question, the whole table.
+    Route(anypage::route::Args),
 }
 
 fn main() -> ExitCode {
@@ -33,5 +35,6 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Demo(args) => anypage::demo::main(&args),
         Command::Sim(args) => anypage::sim::main(&args),
+        Command::Route(args) => anypage::route::main(&args),
     }
 }

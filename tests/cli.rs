@@ -61,3 +61,38 @@ fn help_names_the_exit_statuses() {
     assert_eq!(output.status.code(), Some(0));
     assert!(String::from_utf8_lossy(&output.stdout).contains("Exit status"));
 }
+
+#[test]
+fn a_route_is_answered_with_its_rule_and_a_refusal_has_a_status_of_its_own() {
+    let ask = |arguments: &[&str]| {
+        let output = anypage(&[&["route"], arguments].concat());
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    };
+    let (status, text) = ask(&[]);
+    assert_eq!(status, Some(0));
+    for row in &mr::dma::route::TABLE {
+        assert!(text.contains(row.name), "the table leaves out '{}': {text}", row.name);
+    }
+    for (device, status, answer) in [
+        ("nic", 0, "\nbus_address\n"),
+        ("nic-acs", 0, "\nhost_bridge\n"),
+        ("nic-root", 0, "\nhost_bridge\n"),
+        ("direct", 0, "\ndirect\n"),
+        ("nic-far", 1, "\nrefused: no peer-to-peer path"),
+        ("direct32", 1, "\nrefused: a BAR range"),
+    ] {
+        let (code, text) = ask(&["--backing", "dmabuf-peer", "--device", device]);
+        assert_eq!(code, Some(status), "{device}: {text}");
+        assert!(text.contains(answer) && text.contains("\nkernel  "), "{device}: {text}");
+    }
+    for (policy, status) in [("coherent", 1), ("legacy", 0)] {
+        let question = ["--backing", "file", "--device", "external", "--len", "100", "--policy", policy];
+        assert_eq!(ask(&question).0, Some(status), "{policy}");
+    }
+    assert_eq!(ask(&["--backing", "lead"]).0, Some(2));
+    assert_eq!(ask(&["--device", "nic", "--len", "0"]).0, Some(2));
+    assert_eq!(ask(&["--backing", "dmabuf-peer", "--at", "0x1000000"]).0, Some(2), "behind the BAR");
+    let (_, json) = ask(&["--device", "nic", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&json).expect("--json prints JSON");
+    assert_eq!(report["cases"].as_array().map(Vec::len), Some(hw_model::hca::Backing::ALL.len()));
+}

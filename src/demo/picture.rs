@@ -49,35 +49,6 @@ fn style(entry: MapEntry) -> Style {
     if entry.path == Path::BusAddress { style.underline() } else { style }
 }
 
-/// The name of a kind, as in tables and JSON.
-pub fn kind_name(backing: Backing) -> &'static str {
-    match backing {
-        Backing::Anonymous => "anonymous",
-        Backing::TransparentHuge => "transparent_huge",
-        Backing::Hugetlb => "hugetlb",
-        Backing::File => "file",
-        Backing::Shared => "shared",
-        Backing::Zero => "zero",
-        Backing::DmabufSystem => "dmabuf_system",
-        Backing::DmabufPeer => "dmabuf_peer",
-        Backing::DevicePrivate => "device_private",
-        Backing::DeviceCoherent => "device_coherent",
-        Backing::EncryptedPrivate => "encrypted_private",
-        Backing::EncryptedShared => "encrypted_shared",
-    }
-}
-
-/// The name of a path, as in tables and JSON.
-pub fn path_name(path: Path) -> &'static str {
-    match path {
-        Path::Direct => "direct",
-        Path::Iova => "iova",
-        Path::HostBridge => "host_bridge",
-        Path::BusAddress => "bus_address",
-        Path::Bounce => "bounce",
-    }
-}
-
 /// Draws the list: each cell stands for an equal share of the pages and shows what most of them are, in lower case as
 /// the legend says, with a `.` where most are absent.
 pub fn draw(map: &[MapRun], pages: u64) -> String {
@@ -131,7 +102,7 @@ pub fn legend(maps: [&[MapRun]; 2], pages: u64) -> String {
     let mut text = format!("one cell is {} pages;  . absent", pages.div_ceil(cells));
     for entry in seen {
         let style = style(entry);
-        let (mark, kind, path) = (letter(entry.backing), kind_name(entry.backing), path_name(entry.path));
+        let (mark, kind, path) = (letter(entry.backing), entry.backing.name(), entry.path.name());
         let _ = write!(text, "  {style}{mark}{style:#} {kind} by {path}");
     }
     text

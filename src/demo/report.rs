@@ -1,7 +1,6 @@
 //! What the demo says at its end, for people and as JSON.
 
 use super::oracle::Mismatch;
-use super::picture::{kind_name, path_name};
 use comfy_table::{CellAlignment, Table, presets};
 use mr::MapRun;
 use schemars::JsonSchema;
@@ -104,7 +103,7 @@ pub fn tally(map: &[MapRun]) -> BTreeMap<(&'static str, &'static str), u64> {
     let mut pages = BTreeMap::new();
     for run in map {
         if let Some(entry) = run.entry {
-            *pages.entry((kind_name(entry.backing), path_name(entry.path))).or_insert(0) += run.pages;
+            *pages.entry((entry.backing.name(), entry.path.name())).or_insert(0) += run.pages;
         }
     }
     pages

@@ -60,6 +60,18 @@ impl Path {
     pub fn is_linked(self) -> bool {
         matches!(self, Self::Iova | Self::HostBridge | Self::Bounce)
     }
+
+    /// Its name, as in tables and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Iova => "iova",
+            Self::HostBridge => "host_bridge",
+            Self::BusAddress => "bus_address",
+            Self::Bounce => "bounce",
+        }
+    }
 }
 
 /// What a page is made of.
@@ -108,6 +120,25 @@ impl Backing {
         Self::EncryptedPrivate,
         Self::EncryptedShared,
     ];
+
+    /// Its name, as in tables and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::TransparentHuge => "transparent_huge",
+            Self::Hugetlb => "hugetlb",
+            Self::File => "file",
+            Self::Shared => "shared",
+            Self::Zero => "zero",
+            Self::DmabufSystem => "dmabuf_system",
+            Self::DmabufPeer => "dmabuf_peer",
+            Self::DevicePrivate => "device_private",
+            Self::DeviceCoherent => "device_coherent",
+            Self::EncryptedPrivate => "encrypted_private",
+            Self::EncryptedShared => "encrypted_shared",
+        }
+    }
 }
 
 const PATH_SHIFT: u32 = 5;
