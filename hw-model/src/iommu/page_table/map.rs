@@ -2,6 +2,7 @@
 
 use super::{LeafCounts, PageTable};
 use crate::addr::{Iova, PhysAddr};
+use crate::iommu::host::HostRefusal;
 use crate::iommu::leaf::{FANOUT, LIVE, Leaf, LeafSize, Prot, TABLE};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -49,6 +50,14 @@ pub enum MapError {
     OutOfMemory {
         /// Where the table was needed.
         iova: Iova,
+    },
+    /// The host refused, who has an IOMMU that is no model. [`Domain`](crate::iommu::Domain) never says this.
+    #[error("{iova} cannot be mapped: {why}")]
+    Host {
+        /// Where.
+        iova: Iova,
+        /// Why.
+        why: HostRefusal,
     },
 }
 

@@ -126,6 +126,18 @@ impl ProcessMemory {
         touch(window.view.range().start().offset(inside)).map_err(gone)
     }
 
+    /// Lends `use_it` the address at which this process reaches `len` bytes at `at`. Memory that we own stays mapped
+    /// meanwhile.
+    pub(super) fn with_address<T>(
+        &self,
+        at: PhysAddr,
+        len: u64,
+        use_it: impl FnOnce(VirtAddr) -> T,
+    ) -> Result<T, MemoryError> {
+        let len = usize::try_from(len).map_err(|_| MemoryError::Unbacked { at })?;
+        self.reach(at, len, |virt| Ok(use_it(virt)))
+    }
+
     /// Whether every page of the synthetic range is in the generation it was reported in.
     fn check(&self, at: PhysAddr, virt: VirtAddr, generation: u16, len: u64) -> Result<(), MemoryError> {
         let Some(range) =

@@ -15,8 +15,8 @@ use super::watch::Watches;
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
 use crate::space::{Access, AddressSpace, FaultError, Rung, Watch, WatchError, points};
-use hw_model::addr::{PAGE_SIZE, VirtRange};
-use hw_model::bus::{DmaEpoch, HostMemory};
+use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
+use hw_model::bus::{DmaEpoch, HostMemory, MemoryError};
 use hw_model::fault_plan::{Point, Points};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
 use hw_model::sync::{Arc, Weak};
@@ -162,6 +162,23 @@ impl ProcessSpace {
             reason: record.reason.to_string(),
         };
         self.polled.overlapping(range).into_iter().map(weakness).collect()
+    }
+
+    /// Lends `use_it` the address at which this process reaches `len` bytes at physical address `at`: for a kernel that
+    /// takes addresses of this process and pins what it finds there (VFIO). Memory that we own stays mapped meanwhile; of
+    /// other memory the generation is looked at before, and a change that comes between is reported as any other.
+    ///
+    /// `use_it` must not give memory of this space back.
+    ///
+    /// # Errors
+    /// [`MemoryError::Retired`], [`MemoryError::Unbacked`] or [`MemoryError::Vanished`] if it is no longer there.
+    pub fn with_address<T>(
+        &self,
+        at: PhysAddr,
+        len: u64,
+        use_it: impl FnOnce(VirtAddr) -> T,
+    ) -> Result<T, MemoryError> {
+        self.memory.with_address(at, len, use_it)
     }
 
     fn around(&self) -> Surroundings<'_> {
