@@ -12,6 +12,8 @@ pub mod points;
 pub mod route;
 mod segments;
 mod space;
+#[cfg(all(feature = "vfio", not(any(loom, shuttle))))]
+pub mod vfio;
 
 pub use device::{DmaConfig, DmaDevice};
 pub use extent::Extent;
