@@ -25,7 +25,11 @@ fn events_space(test: &str) -> Option<Arc<ProcessSpace>> {
 /// Whether DMA through a frame of `page` reported before is refused as stale.
 fn is_retired(space: &ProcessSpace, phys: hw_model::addr::PhysAddr) -> bool {
     match space.memory().read(phys, &mut [0; 8]) {
-        Err(MemoryError::Retired { at }) => at == phys,
+        Err(MemoryError::Retired { at }) => {
+            let lent = space.with_address(phys, 8, drop);
+            assert_eq!(lent, Err(MemoryError::Retired { at }), "nor is its address lent");
+            at == phys
+        }
         _ => false,
     }
 }

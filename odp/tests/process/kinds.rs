@@ -265,6 +265,26 @@ fn owned_memory_has_frames_of_its_own_and_a_stale_one_moves_bytes() {
     drop(interval);
 }
 
+/// A kernel that pins what it finds at an address must be handed the address of the frame's own memory, and none for a
+/// frame that is another's by now.
+#[test]
+fn the_address_of_a_frame_is_lent_while_the_frame_is_reported_and_not_after() {
+    let space = open(Options::default());
+    let anonymous = Mapped::anonymous(2);
+    let _watch = space.watch(anonymous.range()).expect("mapped");
+    let runs = fault(&space, anonymous.range(), Access::Write).expect("faultable");
+    let second = runs[0].phys.offset(PAGE_SIZE);
+    let lent = |at, len| space.with_address(at, len, |address| address);
+    assert_eq!(lent(second, PAGE_SIZE), Ok(anonymous.range().start().offset(PAGE_SIZE)));
+
+    let owned = OwnedMemory::new(&space, 2 * PAGE_SIZE).expect("memory");
+    let base = owned.physical_base();
+    assert!(lent(base, 2 * PAGE_SIZE).is_ok());
+    assert_eq!(lent(base, 3 * PAGE_SIZE), Err(MemoryError::Unbacked { at: base }));
+    drop(owned);
+    assert_eq!(lent(base, PAGE_SIZE), Err(MemoryError::Unbacked { at: base }));
+}
+
 #[test]
 fn capabilities_say_what_is_in_force_and_why_not() {
     let weak = open(Options {
