@@ -3,7 +3,7 @@
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::bus::{BarStorage, Busy, HostMemory, MemoryError, RamStorage, StorageError};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, zeroed_words};
 
 /// Bytes of a slot (`IO_TLB_SIZE`).
 pub const SLOT_SIZE: u64 = 1 << 11;
@@ -11,6 +11,11 @@ pub const SLOT_SIZE: u64 = 1 << 11;
 const SEGMENT_SLOTS: u32 = u128::BITS;
 /// Bytes of a segment, the most that one buffer can have, its padding included: 256 KiB.
 pub const SEGMENT_SIZE: u64 = SLOT_SIZE * SEGMENT_SLOTS as u64;
+/// How a parked buffer is one word, never 0: its length, the padding before its data, its slots.
+const LEN_MASK: u64 = (1 << PADDING_SHIFT) - 1;
+const PADDING_SHIFT: u32 = 20;
+const PADDING_MASK: u64 = (1 << (SLOTS_SHIFT - PADDING_SHIFT)) - 1;
+const SLOTS_SHIFT: u32 = 40;
 /// Bytes copied at a time.
 const CHUNK: usize = PAGE_SIZE as usize;
 
@@ -44,7 +49,8 @@ pub struct BounceRequest {
     pub trusted: bool,
 }
 
-/// A buffer in the pool. Give it back with [`BouncePool::unmap`] or [`BouncePool::discard`].
+/// A buffer in the pool. Give it back with [`BouncePool::unmap`] or [`BouncePool::discard`], or
+/// [`BouncePool::park`] it.
 #[must_use = "its slots stay taken until it is given back"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Bounce {
@@ -146,6 +152,8 @@ pub struct BounceStats {
 pub struct BouncePool {
     base: PhysAddr,
     storage: Arc<RamStorage>,
+    /// Two words a slot, used where a parked buffer begins: what it is ([`LEN_MASK`]), and the data's own place.
+    parked: Box<[AtomicU64]>,
     slots: Mutex<Slots>,
     mapped: AtomicU64,
     refused: AtomicU64,
@@ -175,9 +183,11 @@ impl BouncePool {
         let size = segments.checked_mul(SEGMENT_SIZE)?;
         assert!(base.checked_add(size).is_some(), "a pool within the address space: {config:?}");
         let free = vec![u128::MAX; usize::try_from(segments).ok()?];
+        let parked = zeroed_words(usize::try_from(2 * size / SLOT_SIZE).ok()?)?;
         Some(Arc::new(Self {
             base,
             storage: RamStorage::new(size)?,
+            parked,
             slots: Mutex::new(Slots { free, next: 0, used: 0, high_water: 0 }),
             mapped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -342,6 +352,64 @@ impl BouncePool {
     pub fn discard(&self, bounce: Bounce) {
         assert_eq!(bounce.phys, self.base.offset(bounce.offset), "a buffer of another pool");
         self.slots.lock().give(&bounce);
+    }
+
+    /// Leaves a buffer in the pool, to be found again by the address of its first slot, which it gives: that is where an
+    /// IO page that leads to the buffer leads. Allocates nothing; whoever keeps that address keeps nothing else
+    /// (`io_tlb_slot::orig_addr`).
+    pub fn park(&self, bounce: Bounce) -> PhysAddr {
+        let slot = bounce.segment * SEGMENT_SLOTS + u32::from(bounce.first);
+        let start = self.base.offset(u64::from(slot) * SLOT_SIZE);
+        let padding = bounce.phys.0 - start.0;
+        let word = bounce.len | padding << PADDING_SHIFT | u64::from(bounce.slots) << SLOTS_SHIFT;
+        let at = 2 * slot as usize;
+        self.parked[at + 1].store(bounce.origin.0, Ordering::Relaxed);
+        // Last: who finds this word finds the other.
+        self.parked[at].store(word, Ordering::Release);
+        start
+    }
+
+    /// Whether `phys` is an address of the pool.
+    #[must_use]
+    pub fn holds(&self, phys: PhysAddr) -> bool {
+        phys.0.wrapping_sub(self.base.0) < self.size()
+    }
+
+    /// The data's own place of the buffer that is parked at `start`, taken back to where its first slot would lie. `None`
+    /// if none is.
+    #[must_use]
+    pub fn origin_of(&self, start: PhysAddr) -> Option<PhysAddr> {
+        let slot = self.slot_at(start)?;
+        let word = self.parked[2 * slot].load(Ordering::Acquire);
+        let origin = self.parked[2 * slot + 1].load(Ordering::Relaxed);
+        (word != 0).then(|| PhysAddr(origin.wrapping_sub(word >> PADDING_SHIFT & PADDING_MASK)))
+    }
+
+    fn slot_at(&self, start: PhysAddr) -> Option<usize> {
+        let is_slot = self.holds(start) && start.is_aligned(SLOT_SIZE);
+        is_slot.then(|| ((start.0 - self.base.0) / SLOT_SIZE) as usize)
+    }
+
+    /// The buffer that was parked at `start`. It is parked no longer: of two who ask, one gets it. `None` if none is.
+    #[must_use]
+    pub fn unpark(&self, start: PhysAddr) -> Option<Bounce> {
+        let slot = self.slot_at(start)?;
+        let offset = start.0 - self.base.0;
+        let word = self.parked[2 * slot].swap(0, Ordering::Acquire);
+        if word == 0 {
+            return None;
+        }
+        let origin = PhysAddr(self.parked[2 * slot + 1].load(Ordering::Relaxed));
+        let padding = word >> PADDING_SHIFT & PADDING_MASK;
+        Some(Bounce {
+            origin,
+            len: word & LEN_MASK,
+            offset: offset + padding,
+            phys: start.offset(padding),
+            segment: (offset / SEGMENT_SIZE) as u32,
+            first: (slot as u32 % SEGMENT_SLOTS) as u8,
+            slots: (word >> SLOTS_SHIFT) as u8,
+        })
     }
 
     /// Counters as they are now.

@@ -110,6 +110,14 @@ impl IovaRange {
     fn node(&self) -> NodeId {
         (self.extent >> LENGTH_BITS) as NodeId
     }
+    /// Its start and a word for the rest.
+    pub(in crate::dma) fn into_parts(self) -> (Iova, u64) {
+        (self.start, self.extent)
+    }
+    /// The range that was taken apart into these.
+    pub(in crate::dma) fn from_parts(start: Iova, extent: u64) -> Self {
+        Self { start, extent }
+    }
 }
 
 impl fmt::Debug for IovaRange {

@@ -1,181 +1,204 @@
 //! The two-step DMA API: reserve IOVA once, then link, sync and unlink pieces of it, then free.
 //!
-//! The contract is that of include/linux/dma-mapping.h (`dma_iova_try_alloc`, `_link`, `_sync`, `_unlink`, `_free`),
-//! with what the kernel leaves to its callers checked here: bounds, alignment, links over live links, unlinking of
-//! holes and of parts, and freeing while something is linked.
+//! The contract is that of include/linux/dma-mapping.h (`dma_iova_try_alloc`, `_link`, `_sync`, `_unlink`, `_free`,
+//! `_destroy`), with what the kernel leaves to its callers checked here: bounds, alignment, links over live links,
+//! unlinking of holes and of parts, freeing while something is linked, and use after that.
 //!
 //! A device that nothing translates for has no mapping: [`Mapping::try_alloc`] answers `None`, nothing is reserved and
 //! nothing is stored, and DMA addresses are physical addresses.
+//!
+//! A mapping lies in its first IO page as the address it was reserved like, so its first link may begin inside an IO page
+//! and its last may end inside one. Every other boundary is that of an IO page.
 
 use super::device::DmaDevice;
 use super::iova::{IovaError, IovaRange};
 use super::points;
 use super::space::IoSpace;
 use hw_model::addr::{DmaAddr, Iova, PAGE_SIZE, PhysAddr};
-use hw_model::iommu::{LeafSize, MapError, Prot, UnmapError};
+use hw_model::fault_plan::Point;
+use hw_model::iommu::{FlushMode, Gather, LeafSize, MapError, Prot};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicU64, Ordering};
+
+mod bounced;
+mod error;
+
+pub use error::{DestroyError, LinkError, RangeError, StillLinked, UnlinkError};
 
 /// A reserved range of IOVA and what is linked in it. 32 bytes, whatever is linked.
 pub struct Mapping {
     device: Arc<DmaDevice>,
-    range: IovaRange,
-    /// Bytes linked; [`FREED`] once the IOVA is given back.
-    linked: AtomicU64,
+    /// First IOVA of what is mapped, which may lie inside the first IO page of the range.
+    iova: Iova,
+    /// The rest of the range: see [`IovaRange::into_parts`].
+    extent: u64,
+    /// IO pages linked, and above them the fields below.
+    word: AtomicU64,
 }
 
-/// No number of linked bytes: they are whole pages.
-const FREED: u64 = u64::MAX;
+const _: () = assert!(size_of::<Mapping>() <= 32, "state of a mapping");
 
-/// An offset and a length that do not lie in the mapping in whole pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{len:#x} bytes at offset {offset:#x} are not whole pages of a mapping of {reserved:#x} bytes")]
-pub struct RangeError {
-    /// Offset asked for.
-    pub offset: u64,
-    /// Bytes asked for.
-    pub len: u64,
-    /// Bytes of the mapping.
-    pub reserved: u64,
-}
+/// IO pages linked.
+const LINKED: u64 = (1 << SLACK_SHIFT) - 1;
+/// Bytes of the last IO page that are not part of the mapping: 16 bits.
+const SLACK_SHIFT: u32 = 40;
+const SLACK_MASK: u64 = 0xffff;
+/// Something in it bounced at some time. Sticky.
+const BOUNCED: u64 = 1 << 62;
+/// The IOVA is given back.
+const FREED: u64 = 1 << 63;
 
-/// Why a link or sync failed. Nothing of that call stays; earlier links do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LinkError {
-    /// Out of bounds or not in whole pages.
-    #[error(transparent)]
-    Range(#[from] RangeError),
-    /// The IOMMU refused, over a live link for instance.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// The flush that makes links usable failed; the caller unlinks what it linked.
-    #[error("the IOTLB flush for {iova} failed")]
-    Sync {
-        /// First IOVA of the batch.
-        iova: Iova,
-    },
-    /// The IOVA was given back.
-    #[error("the mapping at {iova} was freed")]
-    Freed {
-        /// Its first IOVA.
-        iova: Iova,
-    },
-}
-
-/// Why an unlink was refused: always a mistake of the caller. Nothing was unlinked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UnlinkError {
-    /// Out of bounds or not in whole pages.
-    #[error(transparent)]
-    Range(#[from] RangeError),
-    /// A hole, or part of a unit.
-    #[error(transparent)]
-    Unmap(#[from] UnmapError),
-    /// The IOVA was given back: what is there now is somebody else's.
-    #[error("the mapping at {iova} was freed")]
-    Freed {
-        /// Its first IOVA.
-        iova: Iova,
-    },
-}
-
-/// The IOVA was not given back, because this many bytes are still linked in it (invariant 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{linked:#x} bytes are still linked at {iova}")]
-pub struct StillLinked {
-    /// First IOVA.
-    pub iova: Iova,
-    /// Bytes linked.
-    pub linked: u64,
+/// The IO pages that hold a part of a mapping.
+#[derive(Clone, Copy)]
+struct Span {
+    iova: Iova,
+    len: u64,
 }
 
 impl Mapping {
-    /// Reserves `len` bytes of IOVA (whole pages). `None` is an ordinary answer: the device has no translating IOMMU.
+    /// Reserves IOVA for `len` bytes. `None` is an ordinary answer: the device has no translating IOMMU.
     ///
-    /// `like` is an address that the memory has elsewhere: where the range is large enough for it, the IOVA lies in its
-    /// 2 MiB as `like` does, so that large leaves fit.
+    /// `like` is an address that the memory has elsewhere: the IOVA lies in its IO page, in its 4 KiB page and, where the
+    /// range is large enough for it, in its 2 MiB as `like` does, so that large leaves fit.
     ///
     /// # Errors
     /// [`IovaError`] if the space has no such hole, or `len` is 0.
     pub fn try_alloc(device: &Arc<DmaDevice>, len: u64, like: u64) -> Result<Option<Self>, IovaError> {
-        let Some(range) = device.reserve(len, like)? else { return Ok(None) };
-        Ok(Some(Self { device: Arc::clone(device), range, linked: AtomicU64::new(0) }))
+        let Some(space) = device.space() else { return Ok(None) };
+        let granule = 1 << space.granule_shift();
+        let inside = like & (granule - 1);
+        let Some(whole) = len.checked_add(inside).filter(|_| len > 0) else {
+            return Err(IovaError::BadRequest { size: len, align: granule, bits: space.width() });
+        };
+        let range = device.reserve(whole, like)?;
+        let slack = range.len() - whole;
+        let (start, extent) = range.into_parts();
+        let word = AtomicU64::new(slack << SLACK_SHIFT);
+        Ok(Some(Self { device: Arc::clone(device), iova: start.offset(inside), extent, word }))
     }
 
     fn space(&self) -> &dyn IoSpace {
         &**self.device.space().expect("a mapping exists only where something translates")
     }
 
+    fn range(&self) -> IovaRange {
+        let inside = self.iova.0 & (self.granule() - 1);
+        IovaRange::from_parts(Iova(self.iova.0 - inside), self.extent)
+    }
+
+    /// Bytes of an IO page.
+    #[must_use]
+    pub fn granule(&self) -> u64 {
+        1 << self.space().granule_shift()
+    }
     /// First IOVA.
     #[must_use]
     pub fn iova(&self) -> Iova {
-        self.range.start()
+        self.iova
     }
-    /// Reserved bytes. Never 0.
+    /// Bytes reserved: as many as were asked for.
     #[must_use]
     #[expect(
         clippy::len_without_is_empty,
         reason = "nothing is reserved empty; what is linked is another question"
     )]
     pub fn len(&self) -> u64 {
-        self.range.len()
+        let slack = self.word.load(Ordering::Relaxed) >> SLACK_SHIFT & SLACK_MASK;
+        let range = self.range();
+        range.len() - slack - (self.iova.0 - range.start().0)
     }
-    /// Bytes linked at the moment.
+    /// Bytes linked at the moment, in whole IO pages.
     #[must_use]
     pub fn linked(&self) -> u64 {
-        match self.linked.load(Ordering::Relaxed) {
-            FREED => 0,
-            linked => linked,
-        }
+        (self.word.load(Ordering::Relaxed) & LINKED) << self.space().granule_shift()
     }
     /// What the device puts on the bus for `offset`.
     #[must_use]
     pub fn dma_address(&self, offset: u64) -> DmaAddr {
-        self.iova().offset(offset).to_dma()
+        self.iova.offset(offset).to_dma()
     }
-    /// Whether the page at `offset` is linked to the page at `phys`.
+    /// Whether the byte at `offset` is linked to the byte at `phys`, directly or through a bounce buffer.
     #[must_use]
     pub fn leads_to(&self, offset: u64, phys: PhysAddr) -> bool {
-        self.space().iova_to_phys(self.iova().offset(offset)) == Some(phys)
+        let iova = self.iova.offset(offset);
+        let Some(target) = self.space().iova_to_phys(iova) else { return false };
+        match self.device.bouncer() {
+            Some(bouncer) if bouncer.holds(target) => {
+                bouncer.origin_of(target, iova.0 & (self.granule() - 1)) == Some(phys)
+            }
+            _ => target == phys,
+        }
     }
     /// Bytes of the unit that is linked at `offset`: what has to be unlinked as a whole. 0 for a hole.
     #[must_use]
     pub fn unit_at(&self, offset: u64) -> u64 {
-        self.space().leaf_at(self.iova().offset(offset)).unwrap_or(0)
+        self.space().leaf_at(self.iova.offset(offset)).unwrap_or(0)
     }
 
-    fn check(&self, offset: u64, len: u64) -> Result<(), RangeError> {
-        let error = RangeError { offset, len, reserved: self.len() };
-        let end = offset.checked_add(len).ok_or(error)?;
-        let aligned = (offset | len) & (PAGE_SIZE - 1) == 0;
-        if len == 0 || !aligned || end > self.len() { Err(error) } else { Ok(()) }
+    /// The IO pages of `[offset, offset + len)`, which begins and ends with an IO page or with the mapping.
+    fn check(&self, offset: u64, len: u64) -> Result<Span, RangeError> {
+        let (granule, reserved) = (self.granule(), self.len());
+        let error = RangeError { offset, len, reserved, granule };
+        let end = offset.checked_add(len).filter(|end| len > 0 && *end <= reserved).ok_or(error)?;
+        let is_edge = |at: u64| (self.iova.0 + at) & (granule - 1) == 0;
+        if !(offset == 0 || is_edge(offset)) || !(end == reserved || is_edge(end)) {
+            return Err(error);
+        }
+        let (first, last) = (self.iova.0 + offset, self.iova.0 + (end - 1));
+        let (first, last) = (first & !(granule - 1), last | (granule - 1));
+        Ok(Span { iova: Iova(first), len: last - first + 1 })
+    }
+
+    /// The start of the IO page that holds `phys`, if that lies in it as `offset` does in its own.
+    fn page_of(&self, offset: u64, phys: PhysAddr) -> Result<PhysAddr, LinkError> {
+        let (granule, iova) = (self.granule(), self.iova.offset(offset));
+        if (phys.0 ^ iova.0) & (granule - 1) != 0 {
+            return Err(LinkError::Unaligned { phys, iova, granule });
+        }
+        Ok(PhysAddr(phys.0 & !(granule - 1)))
     }
 
     fn is_freed(&self) -> bool {
-        self.linked.load(Ordering::Acquire) == FREED
+        self.word.load(Ordering::Acquire) & FREED != 0
     }
 
-    /// Counts `len` bytes as linked before they are, so that a free that comes in between refuses.
-    fn count(&self, len: u64) -> Result<(), LinkError> {
-        let counted = |linked: u64| (linked != FREED).then(|| linked + len);
-        match self.linked.fetch_update(Ordering::AcqRel, Ordering::Acquire, counted) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(LinkError::Freed { iova: self.iova() }),
+    fn freed(&self) -> LinkError {
+        LinkError::Freed { iova: self.iova }
+    }
+
+    fn meet(&self, point: Point, iova: Iova) -> Result<(), LinkError> {
+        if self.device.points().meet(point).fails() {
+            return Err(MapError::OutOfMemory { iova }.into());
         }
+        Ok(())
+    }
+
+    /// Counts `len` bytes as linked before they are, so that a free that comes in between refuses. Sets `flags`.
+    fn count(&self, len: u64, flags: u64) -> Result<(), LinkError> {
+        let pages = len >> self.space().granule_shift();
+        let counted = |word: u64| (word & FREED == 0).then(|| (word + pages) | flags);
+        match self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, counted) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.freed()),
+        }
+    }
+
+    fn uncount(&self, len: u64) {
+        self.word.fetch_sub(len >> self.space().granule_shift(), Ordering::AcqRel);
     }
 
     /// Allocates what linking `[offset, offset + len)` will need, so that [`Mapping::link`] there does not allocate. For
     /// callers that link under a lock which invalidations take.
     ///
     /// # Errors
-    /// [`LinkError::Range`], or no memory for tables.
+    /// [`LinkError::Range`], [`LinkError::Freed`], or no memory for tables.
     pub fn prepare(&self, offset: u64, len: u64) -> Result<(), LinkError> {
-        self.check(offset, len)?;
-        let iova = self.iova().offset(offset);
-        if self.device.points().meet(points::PREPARE).fails() {
-            return Err(MapError::OutOfMemory { iova }.into());
+        let span = self.check(offset, len)?;
+        if self.is_freed() {
+            return Err(self.freed());
         }
-        Ok(self.space().prepare(iova, len)?)
+        self.meet(points::PREPARE, span.iova)?;
+        Ok(self.space().prepare(span.iova, span.len)?)
     }
 
     /// Maps physical `[phys, phys + len)` at `offset` in leaves of at most `largest`. Does not flush: call
@@ -185,17 +208,73 @@ impl Mapping {
     /// # Errors
     /// See [`LinkError`].
     pub fn link(&self, offset: u64, phys: PhysAddr, len: u64, largest: LeafSize) -> Result<(), LinkError> {
-        self.check(offset, len)?;
-        let iova = self.iova().offset(offset);
-        if self.device.points().meet(points::LINK).fails() {
-            return Err(MapError::OutOfMemory { iova }.into());
-        }
-        self.count(len)?;
+        self.link_as(offset, phys, len, largest, Prot::READ_WRITE)
+    }
+
+    /// As [`Mapping::link`], for a BAR behind the host bridge (`DMA_ATTR_MMIO`).
+    ///
+    /// # Errors
+    /// See [`LinkError`].
+    pub fn link_mmio(
+        &self,
+        offset: u64,
+        phys: PhysAddr,
+        len: u64,
+        largest: LeafSize,
+    ) -> Result<(), LinkError> {
+        self.link_as(offset, phys, len, largest, Prot::READ_WRITE | Prot::MMIO)
+    }
+
+    fn link_as(
+        &self,
+        offset: u64,
+        phys: PhysAddr,
+        len: u64,
+        largest: LeafSize,
+        prot: Prot,
+    ) -> Result<(), LinkError> {
+        let span = self.check(offset, len)?;
+        let page = self.page_of(offset, phys)?;
+        self.meet(points::LINK, span.iova)?;
+        self.count(span.len, 0)?;
         // Both directions always: the page list decides what the device may do, so that a permission upgrade of the
         // same page touches nothing here (mm/hmm.c maps DMA_BIDIRECTIONAL for the same reason).
-        let mapped = self.space().map(iova, phys, len, Prot::READ | Prot::WRITE, largest);
+        let mapped = self.space().map(span.iova, page, span.len, prot, largest);
         if mapped.is_err() {
-            self.linked.fetch_sub(len, Ordering::AcqRel);
+            self.uncount(span.len);
+        }
+        Ok(mapped?)
+    }
+
+    /// Maps a page of 4 KiB for each address of `frames`, in order, from `offset` on: one call and one table walk a table
+    /// for pages that lie anywhere. As many [`Mapping::link`] calls of one page otherwise, of which all fail if one does.
+    ///
+    /// # Errors
+    /// See [`LinkError`]; [`LinkError::Granule`] if an IO page is larger than 4 KiB.
+    pub fn link_scattered<I>(&self, offset: u64, frames: I) -> Result<(), LinkError>
+    where
+        I: IntoIterator<Item = PhysAddr, IntoIter: ExactSizeIterator>,
+    {
+        let granule = self.granule();
+        if granule > PAGE_SIZE {
+            return Err(LinkError::Granule { page: PAGE_SIZE, granule });
+        }
+        let mut frames = frames.into_iter();
+        // More than can be counted is more than any mapping holds.
+        let len = (frames.len() as u64).saturating_mul(PAGE_SIZE);
+        let span = self.check(offset, len)?;
+        self.meet(points::LINK, span.iova)?;
+        self.count(span.len, 0)?;
+        let space = self.space();
+        let mapped = if granule == PAGE_SIZE {
+            space.map_scattered(span.iova, &mut frames, Prot::READ_WRITE)
+        } else {
+            let pieces =
+                move |frame: PhysAddr| (0..PAGE_SIZE / granule).map(move |i| frame.offset(i * granule));
+            space.map_scattered(span.iova, &mut frames.flat_map(pieces), Prot::READ_WRITE)
+        };
+        if mapped.is_err() {
+            self.uncount(span.len);
         }
         Ok(mapped?)
     }
@@ -205,38 +284,57 @@ impl Mapping {
     /// # Errors
     /// See [`LinkError`]. The caller then unlinks.
     pub fn sync(&self, offset: u64, len: u64) -> Result<(), LinkError> {
-        self.check(offset, len)?;
-        let iova = self.iova().offset(offset);
+        let span = self.check(offset, len)?;
         if self.is_freed() {
-            return Err(LinkError::Freed { iova: self.iova() });
+            return Err(self.freed());
         }
         if self.device.points().meet(points::SYNC).fails() {
-            return Err(LinkError::Sync { iova });
+            return Err(LinkError::Sync { iova: span.iova });
         }
-        self.space().sync_map(iova, len);
+        self.space().sync_map(span.iova, span.len);
         Ok(())
     }
 
     /// Takes down exactly what was linked in `[offset, offset + len)` and flushes the IOTLB at once. The device must not
-    /// be using it any more.
+    /// be using it any more. What bounced is copied back.
     ///
     /// # Errors
     /// See [`UnlinkError`].
     pub fn unlink(&self, offset: u64, len: u64) -> Result<(), UnlinkError> {
-        self.check(offset, len)?;
-        if self.is_freed() {
-            return Err(UnlinkError::Freed { iova: self.iova() });
-        }
-        let gather = self.space().unmap(self.iova().offset(offset), len)?;
-        #[cfg(feature = "planted-bugs")]
-        let gather = if hw_model::planted::Bug::IovaBeforeFlush.is_planted() {
-            hw_model::iommu::Gather::EMPTY
-        } else {
-            gather
-        };
+        self.unlink_span(self.check(offset, len)?, true)
+    }
+
+    /// As [`Mapping::unlink`], without copying back what bounced: the device only read, or the memory is going away
+    /// (`DMA_ATTR_SKIP_CPU_SYNC`).
+    ///
+    /// # Errors
+    /// See [`UnlinkError`].
+    pub fn unlink_and_discard(&self, offset: u64, len: u64) -> Result<(), UnlinkError> {
+        self.unlink_span(self.check(offset, len)?, false)
+    }
+
+    fn unlink_span(&self, span: Span, copy: bool) -> Result<(), UnlinkError> {
+        let gather = self.unmap(span, copy)?;
         self.space().flush(gather);
-        self.linked.fetch_sub(len, Ordering::AcqRel);
+        self.uncount(span.len);
         Ok(())
+    }
+
+    /// Unmaps without flushing, but for what bounced.
+    fn unmap(&self, span: Span, copy: bool) -> Result<Gather, UnlinkError> {
+        let word = self.word.load(Ordering::Acquire);
+        if word & FREED != 0 {
+            return Err(UnlinkError::Freed { iova: self.iova });
+        }
+        let gather = if word & BOUNCED == 0 {
+            self.space().unmap(span.iova, span.len)?
+        } else {
+            self.unmap_bounced(span, copy)?
+        };
+        #[cfg(feature = "planted-bugs")]
+        let gather =
+            if hw_model::planted::Bug::IovaBeforeFlush.is_planted() { Gather::EMPTY } else { gather };
+        Ok(gather)
     }
 
     /// Gives the IOVA back. What is linked must have been unlinked. A second call does nothing.
@@ -244,10 +342,45 @@ impl Mapping {
     /// # Errors
     /// [`StillLinked`]; the mapping stays.
     pub fn free(&self) -> Result<(), StillLinked> {
-        match self.linked.compare_exchange(0, FREED, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => self.device.give_back(self.range),
-            Err(FREED) => {}
-            Err(linked) => return Err(StillLinked { iova: self.iova(), linked }),
+        if self.close()? {
+            self.device.give_back(self.range());
+        }
+        Ok(())
+    }
+
+    /// Marks the mapping as freed if nothing is linked. Gives whether it was not before.
+    fn close(&self) -> Result<bool, StillLinked> {
+        let closed = |word: u64| (word & (LINKED | FREED) == 0).then_some(word | FREED);
+        match self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, closed) {
+            Ok(_) => Ok(true),
+            Err(word) if word & FREED != 0 => Ok(false),
+            Err(_) => Err(StillLinked { iova: self.iova, linked: self.linked() }),
+        }
+    }
+
+    /// Unlinks the prefix `[0, mapped)` and frees, in one: for a mapping that was filled from its start and is not used
+    /// piecewise. `mapped` 0 only frees. Where the space flushes lazily, this is what is lazy: the IOVA waits with others
+    /// for one flush of everything ([`DmaDevice::poll_flush`]), and until then the device can still reach the memory.
+    ///
+    /// # Errors
+    /// [`DestroyError`]; the IOVA stays reserved.
+    pub fn destroy(&self, mapped: u64) -> Result<(), DestroyError> {
+        if mapped == 0 {
+            return Ok(self.free()?);
+        }
+        let span = self.check(0, mapped).map_err(UnlinkError::from)?;
+        if self.space().flush_mode() == FlushMode::Strict {
+            self.unlink_span(span, true)?;
+            return Ok(self.free()?);
+        }
+        let gather = self.unmap(span, true)?;
+        self.uncount(span.len);
+        match self.close() {
+            Ok(_) => self.device.give_back_unflushed(self.range()),
+            Err(still) => {
+                self.space().flush(gather);
+                return Err(still.into());
+            }
         }
         Ok(())
     }

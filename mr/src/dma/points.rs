@@ -10,6 +10,8 @@ pub const PREPARE: Point = Point::fallible("dma.prepare");
 pub const LINK: Point = Point::fallible("dma.link");
 /// The flush after a batch of links.
 pub const SYNC: Point = Point::fallible("dma.sync");
+/// Filling a bounce buffer.
+pub const BOUNCE: Point = Point::fallible("dma.bounce");
 
 /// All of them.
-pub const ALL: [Point; 4] = [RESERVE, PREPARE, LINK, SYNC];
+pub const ALL: [Point; 5] = [RESERVE, PREPARE, LINK, SYNC, BOUNCE];

@@ -3,7 +3,7 @@
 //! Nothing else in the workspace finds path boundaries. It holds no state a page and allocates nothing, so it can run
 //! under the locks that invalidations take.
 
-use super::device::DmaDevice;
+use super::device::{DmaDevice, Way};
 use super::extent::Extent;
 use super::route::Refusal;
 use hw_model::addr::{DmaAddr, PhysAddr};
@@ -31,6 +31,13 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// The `len` bytes of it from `at` of what is mapped on, which lie in the segment.
+    #[must_use]
+    pub fn part(&self, at: u64, len: u64) -> Self {
+        let skipped = at - self.at;
+        debug_assert!(skipped + len <= self.len, "part of a segment");
+        Self { at, len, phys: self.phys.offset(skipped), bus: self.bus.offset(skipped), ..*self }
+    }
     /// Physical address of the byte at `at` of what is mapped, which lies in the segment.
     #[must_use]
     pub fn phys_at(&self, at: u64) -> PhysAddr {
@@ -44,10 +51,13 @@ impl Segment {
     }
 }
 
-/// The segments of a list of extents, in order. Extents that continue each other become one segment.
+/// The segments of a list of extents, in order. Extents that continue each other become one segment; one whose ends bounce
+/// and whose middle does not becomes up to three, and one that is not linked is cut as the device's limits ask.
 pub struct Segments<'a, I: Iterator<Item = Extent>> {
     device: &'a DmaDevice,
     extents: Peekable<I>,
+    /// What is left of an extent whose first part was a segment of its own.
+    rest: Option<Extent>,
     peers: PeerRoutes,
 }
 
@@ -55,7 +65,8 @@ impl<'a, I: Iterator<Item = Extent>> Segments<'a, I> {
     /// The segments in which `device` reaches `extents`.
     #[must_use]
     pub fn new(device: &'a DmaDevice, extents: impl IntoIterator<IntoIter = I>) -> Self {
-        Self { device, extents: extents.into_iter().peekable(), peers: PeerRoutes::default() }
+        let extents = extents.into_iter().peekable();
+        Self { device, extents, rest: None, peers: PeerRoutes::default() }
     }
 
     /// The next extent, with all that continue it.
@@ -73,11 +84,17 @@ impl<I: Iterator<Item = Extent>> Iterator for Segments<'_, I> {
     type Item = Result<Segment, (u64, Refusal)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let extent = self.whole()?;
-        let Extent { at, phys, len, backing, writable, .. } = extent;
-        let way = self.device.route(&extent, &mut self.peers);
-        let segment = way.map(|(path, bus)| Segment { at, len, phys, path, backing, writable, bus });
-        Some(segment.map_err(|refusal| (at, refusal)))
+        let extent = self.rest.take().or_else(|| self.whole())?;
+        let Extent { at, phys, backing, writable, .. } = extent;
+        let Way { len, path, bus } = match self.device.route(&extent, &mut self.peers) {
+            Ok(way) => way,
+            Err(refusal) => return Some(Err((at, refusal))),
+        };
+        if len < extent.len {
+            let (at, phys) = (at + len, phys.offset(len));
+            self.rest = Some(Extent { at, phys, len: extent.len - len, ..extent });
+        }
+        Some(Ok(Segment { at, len, phys, path, backing, writable, bus }))
     }
 }
 

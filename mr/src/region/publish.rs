@@ -2,9 +2,9 @@
 
 use super::core::{Core, Mode, State};
 use super::counters::add;
-use crate::dma::{Extent, LinkError, Mapping, Refusal, Segment, Segments};
+use crate::dma::{Extent, LinkError, Refusal, Segment, Segments};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, page_bytes, pages_for};
-use hw_model::hca::Entry;
+use hw_model::hca::{Entry, Path};
 use hw_model::iommu::LeafSize;
 use odp::page::PageRun;
 use std::ops::Range;
@@ -87,8 +87,15 @@ impl Core {
         runs: &'a [PageRun],
     ) -> impl Iterator<Item = Result<Segment, PublishError>> + 'a {
         let base = self.pages.start();
+        let refused = move |(at, refusal)| PublishError::Refused { at: base.offset(at), refusal };
         Segments::new(&self.device, runs.iter().map(move |run| Extent::of_run(run, base))).map(move |step| {
-            step.map_err(|(at, refusal)| PublishError::Refused { at: base.offset(at), refusal })
+            match step.map_err(refused)? {
+                // The buffers would have to live beside the region: see [`crate::dma::Bounced`].
+                segment if segment.path == Path::Bounce && self.mapping.is_none() => {
+                    Err(refused((segment.at, Refusal::WouldBounce)))
+                }
+                segment => Ok(segment),
+            }
         })
     }
 
@@ -135,14 +142,11 @@ impl Core {
             // Nothing to link, but a page without a way must be refused before any entry is stored.
             return self.segments(runs).try_for_each(|segment| segment.map(|_| ()));
         };
-        let mut linked: Range<u64> = 0..0;
-        let outcome = self.segments(runs).try_for_each(|segment| {
-            let segment = segment?;
-            if segment.path.is_linked() {
-                self.link_segment(state, mapping, &segment, &mut linked, published)?;
-            }
-            Ok(())
-        });
+        let mut linking =
+            Linking { core: self, mapping, linked: 0..0, batch: Batch::default(), state, published };
+        let outcome = self.segments(runs).try_for_each(|segment| linking.segment(&segment?));
+        let outcome = outcome.and_then(|()| linking.link_batch());
+        let linked = linking.linked;
         if linked.is_empty() {
             return outcome;
         }
@@ -159,7 +163,7 @@ impl Core {
     }
 
     /// Takes down what this call linked in `span`. No device has seen it, so there is nothing to drain; what is linked
-    /// there besides may still be in use (see [`Core::link_segment`]) and stays.
+    /// there besides may still be in use (see [`Linking::segment`]) and stays.
     fn unlink_fresh(&self, state: &mut State, span: Range<u64>) {
         let is_fresh = |index: u64| {
             let entry = self.list.load(index).expect("a page of the region");
@@ -176,91 +180,11 @@ impl Core {
         }
     }
 
-    /// Links the pages of `segment` that are not present. What is linked is noted in the list, hidden and not yet seen, so
-    /// that it can be taken down again if the call fails further on.
-    ///
-    /// A page that is hidden but still linked was left so by an invalidation that was not allowed to wait, or whose unit
-    /// came back in part. DMA that began before it was hidden may be under way, so it is not unlinked here: the link is
-    /// used again. Should it lead elsewhere, which no protocol-abiding space brings about, the IOMMU refuses to link over it.
-    fn link_segment(
-        &self,
-        state: &mut State,
-        mapping: &Mapping,
-        segment: &Segment,
-        linked: &mut Range<u64>,
-        published: &mut Published,
-    ) -> Result<(), PublishError> {
-        let span = pages_of(segment);
-        let mut run = span.start..span.start;
-        for index in span {
-            let entry = self.list.load(index).expect("a page of the region");
-            if entry.is_valid() {
-                self.link_run(state, mapping, segment, run, linked, published)?;
-                run = index + 1..index + 1;
-                continue;
-            }
-            if entry.is_linked() && mapping.leads_to(page_bytes(index), segment.phys_at(page_bytes(index))) {
-                self.link_run(state, mapping, segment, run, linked, published)?;
-                run = index + 1..index + 1;
-                continue;
-            }
-            run.end = index + 1;
-        }
-        self.link_run(state, mapping, segment, run, linked, published)
-    }
-
-    fn link_run(
-        &self,
-        state: &mut State,
-        mapping: &Mapping,
-        segment: &Segment,
-        run: Range<u64>,
-        linked: &mut Range<u64>,
-        published: &mut Published,
-    ) -> Result<(), PublishError> {
-        if run.is_empty() {
-            return Ok(());
-        }
-        let (offset, len) = (page_bytes(run.start), page_bytes(run.end - run.start));
-        let phys = segment.phys_at(offset);
-        mapping
-            .link(offset, phys, len, self.largest_leaf())
-            .map_err(|error| PublishError::Link { at: self.page_address(run.start), error })?;
-        add(&self.counters.links, 1);
-        state.linked += run.end - run.start;
-        state.touch(run.start);
-        state.touch(run.end - 1);
-        *linked = if linked.is_empty() {
-            run.clone()
-        } else {
-            linked.start.min(run.start)..linked.end.max(run.end)
-        };
-        self.note_links(mapping, segment, run, published);
-        Ok(())
-    }
-
     /// On-demand regions link at the list's page shift, so that one page can come and go (invariant 4).
     fn largest_leaf(&self) -> LeafSize {
         match self.mode {
             Mode::Pinned => LeafSize::Huge,
             Mode::OnDemand => LeafSize::Page,
-        }
-    }
-
-    /// Notes the links of `run` in the list, hidden, with the units that the IOMMU's leaves make of them.
-    fn note_links(&self, mapping: &Mapping, segment: &Segment, run: Range<u64>, published: &mut Published) {
-        let mut unit_end = run.start;
-        for index in run {
-            let before = self.list.load(index).expect("a page of the region");
-            published.arrival(before, segment);
-            let address = mapping.dma_address(page_bytes(index));
-            let mut entry = Entry::present(address, segment.path, segment.backing, false).fresh();
-            if index < unit_end {
-                entry = entry.continued();
-            } else {
-                unit_end = index + mapping.unit_at(page_bytes(index)) / PAGE_SIZE;
-            }
-            self.list.store(index, entry);
         }
     }
 }
@@ -270,6 +194,10 @@ fn pages_of(segment: &Segment) -> Range<u64> {
     let first = segment.at / PAGE_SIZE;
     first..first + pages_for(segment.len)
 }
+
+mod linking;
+
+use linking::{Batch, Linking};
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;

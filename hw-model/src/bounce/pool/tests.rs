@@ -182,3 +182,32 @@ proptest! {
         prop_assert_eq!(pool.stats().used, 0);
     }
 }
+
+#[test]
+fn a_parked_buffer_is_found_by_its_first_slot_once_and_is_what_it_was() {
+    let (memory, mut slot) = memory();
+    let burst = slot.enter().expect("open");
+    let pool = pool(2);
+    // The first is as long as one can be; the second lies in another segment, deep inside its IO page.
+    let asked = [request(0, SEGMENT_SIZE), BounceRequest { granule: 0x1_0000, ..request(0x4_fff0, 0x10) }];
+    for request in asked {
+        let bounce = pool.map(request, &*memory, &burst).expect("room");
+        let (phys, slots) = (bounce.phys(), bounce.slots);
+        let start = pool.park(bounce);
+        assert_eq!(start.0, phys.0 & !(request.granule - 1));
+        assert_eq!(pool.unpark(start.offset(SLOT_SIZE)), None, "not where a buffer begins");
+        assert_eq!(pool.origin_of(start), Some(PhysAddr(request.origin.0 & !(request.granule - 1))));
+        let found = pool.unpark(start).expect("it was parked");
+        assert_eq!((found.phys(), found.origin(), found.len()), (phys, request.origin, request.len));
+        assert_eq!(found.slots, slots);
+        assert_eq!((pool.unpark(start), pool.origin_of(start)), (None, None), "found once");
+        if request.len == SEGMENT_SIZE {
+            pool.park(found);
+        } else {
+            pool.discard(found);
+        }
+    }
+    assert_eq!(pool.stats().used, 128, "the one that is parked");
+    assert_eq!(pool.unpark(PhysAddr(0x1000)), None, "no address of the pool");
+    assert_eq!(pool.unpark(pool.base().offset(pool.size())), None, "one past it");
+}

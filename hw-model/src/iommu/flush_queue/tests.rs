@@ -1,7 +1,7 @@
 use super::*;
 use crate::addr::{Iova, PhysAddr};
 use crate::bus::DeviceId;
-use crate::iommu::{DmaAccess, DomainConfig, FlushMode, Prot};
+use crate::iommu::{DmaAccess, Domain, DomainConfig, FlushMode, Prot};
 
 #[test]
 fn many_freed_ranges_cost_one_flush_and_stay_reachable_until_then() {
@@ -17,7 +17,7 @@ fn many_freed_ranges_cost_one_flush_and_stay_reachable_until_then() {
         let late = domain.translate(DeviceId(0), iova, DmaAccess::Read);
         assert_eq!(late, Ok(PhysAddr(0x10_0000)), "the window that lazy mode leaves open");
         assert_eq!(domain.stats().iotlb.flushes, 0);
-        queue.push(&domain, iova, 100 + page, |iova| freed.push(iova));
+        queue.push(iova, || domain.flush_all(), |iova| freed.push(iova));
     }
     assert_eq!(freed, [0x1000, 0x2000, 0x3000, 0x4000].map(Iova), "full: all come back, oldest first");
     let stats = domain.stats();
@@ -30,12 +30,15 @@ fn a_range_waits_no_longer_than_the_time_out() {
     let domain = Domain::new(DomainConfig::default()).expect("possible");
     let mut queue = FlushQueue::new(100, 1000);
     let mut freed = Vec::new();
-    assert!(!queue.poll(&domain, u64::MAX, |()| ()), "nothing waits, nothing is flushed");
-    queue.push(&domain, (), 500, |()| freed.push(()));
-    queue.push(&domain, (), 1400, |()| freed.push(()));
+    let flush = || domain.flush_all();
+    assert!(!queue.poll(u64::MAX, flush, |()| ()), "nothing waits, nothing is flushed");
+    queue.push((), flush, |()| freed.push(()));
+    assert_eq!(queue.deadline_ns(), Some(0), "its time begins when it is first asked for");
+    assert!(!queue.poll(500, flush, |()| freed.push(())));
+    queue.push((), flush, |()| freed.push(()));
     assert_eq!(queue.deadline_ns(), Some(1500));
-    assert!(!queue.poll(&domain, 1499, |()| freed.push(())));
-    assert!(queue.poll(&domain, 1500, |()| freed.push(())));
+    assert!(!queue.poll(1499, flush, |()| freed.push(())));
+    assert!(queue.poll(1500, flush, |()| freed.push(())));
     assert_eq!((freed.len(), queue.len(), queue.is_empty()), (2, 0, true));
     assert_eq!((queue.deadline_ns(), domain.stats().iotlb.flushes), (None, 1));
 }

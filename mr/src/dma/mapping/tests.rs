@@ -39,7 +39,7 @@ fn offsets_and_lengths_outside_or_inside_a_page_are_refused_by_every_call() {
         (PAGE, u64::MAX),
     ];
     for (offset, len) in bad {
-        let range = RangeError { offset, len, reserved: 4 * PAGE };
+        let range = RangeError { offset, len, reserved: 4 * PAGE, granule: PAGE };
         assert_eq!(mapping.link(offset, PHYS, len, LeafSize::Page), Err(range.into()));
         assert_eq!(mapping.prepare(offset, len), Err(range.into()));
         assert_eq!(mapping.sync(offset, len), Err(range.into()));
