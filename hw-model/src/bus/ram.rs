@@ -1,7 +1,7 @@
 //! Host memory that is nothing but memory.
 
 use super::bar::{BarStorage, RamStorage};
-use super::{AtomicOp, DmaEpoch, HostMemory, MemoryError};
+use super::{AtomicOp, DmaEpoch, HostMemory, MemoryError, PrivatePages};
 use crate::addr::PhysAddr;
 use crate::sync::Arc;
 
@@ -10,13 +10,21 @@ use crate::sync::Arc;
 pub struct RamMemory {
     words: Arc<RamStorage>,
     epoch: Arc<DmaEpoch>,
+    private: Option<Arc<PrivatePages>>,
 }
 
 impl RamMemory {
     /// `size` bytes of zeroes, rounded up to 8; `None` if the host has no memory for them.
     #[must_use]
     pub fn new(size: u64) -> Option<Arc<Self>> {
-        Some(Arc::new(Self { words: RamStorage::new(size)?, epoch: DmaEpoch::new() }))
+        Some(Arc::new(Self { words: RamStorage::new(size)?, epoch: DmaEpoch::new(), private: None }))
+    }
+
+    /// The same for an encrypted guest: devices do not reach the pages of `private`.
+    #[must_use]
+    pub fn encrypted(size: u64, private: Arc<PrivatePages>) -> Option<Arc<Self>> {
+        let (words, epoch) = (RamStorage::new(size)?, DmaEpoch::new());
+        Some(Arc::new(Self { words, epoch, private: Some(private) }))
     }
 }
 
@@ -34,5 +42,8 @@ impl HostMemory for RamMemory {
     }
     fn epoch(&self) -> &Arc<DmaEpoch> {
         &self.epoch
+    }
+    fn private_pages(&self) -> Option<Arc<PrivatePages>> {
+        self.private.clone()
     }
 }

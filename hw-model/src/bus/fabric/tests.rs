@@ -1,7 +1,7 @@
 use super::*;
 use crate::bounce::BounceRequest;
 use crate::bus::{
-    AtomicOp, DmaEpoch, DmaError, DmaLimits, IommuFault, MemoryError, PeerRoutes, PrivatePages, RamMemory,
+    AtomicOp, DmaError, DmaLimits, IommuFault, MemoryError, PeerRoutes, PrivatePages, RamMemory,
 };
 use crate::iommu::{DomainConfig, Prot};
 
@@ -194,37 +194,12 @@ fn a_device_cannot_put_more_address_on_the_bus_than_it_has_wires_for() {
     assert_eq!((device.limits().last().0, device.is_trusted()), ((1 << 20) - 1, true));
 }
 
-/// The memory of an encrypted guest.
-struct Encrypted {
-    ram: Arc<RamMemory>,
-    private: Arc<PrivatePages>,
-}
-
-impl HostMemory for Encrypted {
-    fn read(&self, at: PhysAddr, out: &mut [u8]) -> Result<(), MemoryError> {
-        self.ram.read(at, out)
-    }
-    fn write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError> {
-        self.ram.write(at, data)
-    }
-    fn atomic(&self, at: PhysAddr, op: AtomicOp) -> Result<u64, MemoryError> {
-        self.ram.atomic(at, op)
-    }
-    fn epoch(&self) -> &Arc<DmaEpoch> {
-        self.ram.epoch()
-    }
-    fn private_pages(&self) -> Option<Arc<PrivatePages>> {
-        Some(Arc::clone(&self.private))
-    }
-}
-
 #[test]
 fn private_memory_is_stopped_at_the_bus_and_reached_through_the_bounce_pool() {
     let private = Arc::new(PrivatePages::new());
     private.make_private(PhysAddr(0), 4 * MIB);
     private.share(PhysAddr(0x3000), PAGE_SIZE);
-    let memory =
-        Arc::new(Encrypted { ram: RamMemory::new(4 * MIB).expect("4 MiB"), private: Arc::clone(&private) });
+    let memory = RamMemory::encrypted(4 * MIB, Arc::clone(&private)).expect("4 MiB");
     let config = BusConfig { bounce: Some(BounceConfig::default()), ..BusConfig::default() };
     let bus = Bus::with_config(Arc::clone(&memory) as _, config);
     let bypass = bus.attach(DeviceSpec::new("bypass").untrusted()).expect("fits");

@@ -173,3 +173,6 @@ fn devices_of_one_domain_share_its_iova() {
         mapping.unlink(0, PAGE).expect("linked");
     }
 }
+
+mod granules;
+mod late;

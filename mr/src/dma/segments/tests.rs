@@ -3,7 +3,7 @@
 use super::*;
 use crate::dma::DmaConfig;
 use hw_model::addr::PAGE_SIZE;
-use hw_model::bus::{Acs, Bus, DeviceSpec, ProviderId};
+use hw_model::bus::{Acs, Bus, DeviceSpec, DmaLimits, ProviderId};
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::sync::Arc;
 use odp::space::AddressSpace;
@@ -105,4 +105,58 @@ fn what_cannot_be_reached_is_refused_where_it_begins() {
     assert!(segments.next().is_some_and(|step| step.is_ok()));
     assert_eq!(segments.next(), Some(Err((PAGE, Refusal::PeerUnreachable))));
     assert_eq!(segments.next(), None);
+}
+
+/// A device without an IOMMU whose limits are all in the way.
+fn narrow(bus: &Arc<Bus>, limits: DmaLimits) -> Arc<DmaDevice> {
+    let port = bus.attach(DeviceSpec::new("narrow").limits(limits)).expect("a place");
+    DmaDevice::new(port, DmaConfig::default())
+}
+
+#[test]
+fn what_is_not_linked_is_cut_at_the_longest_segment_and_at_the_boundary() {
+    let bus = stand().bus;
+    let limits = DmaLimits { max_segment: 0x3000, boundary: 0x1_0000, ..DmaLimits::default() };
+    let device = narrow(&bus, limits);
+    let extents = [ram(0, 0xe800, 0x800), ram(0x800, 0xf000, 0x5000)];
+    let cut: Vec<_> = Segments::new(&device, extents).collect::<Result<_, _>>().expect("a way");
+    let pieces: Vec<_> =
+        cut.iter().map(|segment| (segment.at, segment.len, segment.unlinked_address(segment.at).0)).collect();
+    assert_eq!(pieces, [(0, 0x1800, 0xe800), (0x1800, 0x3000, 0x1_0000), (0x4800, 0x1000, 0x1_3000)]);
+    let same: Vec<_> = device.pieces(DmaAddr(0xe800), 0x5800).map(|(at, len)| (len, at.0)).collect();
+    assert_eq!(same, [(0x1800, 0xe800), (0x3000, 0x1_0000), (0x1000, 0x1_3000)]);
+    assert_eq!(device.pieces(DmaAddr(0), 0).count(), 0);
+}
+
+#[test]
+fn what_is_linked_is_one_segment_whatever_the_limits_and_cut_by_its_iova() {
+    let Stand { bus, .. } = stand();
+    let domain = Domain::new(DomainConfig::default()).expect("the default is possible");
+    let limits = DmaLimits { max_segment: 0x3000, mask_bits: 32, ..DmaLimits::default() };
+    let port = bus.attach(DeviceSpec::new("narrow").domain(&domain).limits(limits)).expect("a place");
+    let device = DmaDevice::new(port, DmaConfig::default());
+    let beyond = ram(0, 1 << 40, 0x8000);
+    let cut: Vec<_> = Segments::new(&device, [beyond]).collect::<Result<_, _>>().expect("a way");
+    assert_eq!((cut.len(), cut[0].len, cut[0].path), (1, 0x8000, Path::Iova), "its IOVA is within reach");
+}
+
+#[test]
+fn a_bar_beyond_the_mask_is_refused_and_so_is_one_cut_by_it() {
+    let Stand { bus, far, .. } = stand();
+    let device = narrow(&bus, DmaLimits { mask_bits: 32, ..DmaLimits::default() });
+    assert_eq!(Segments::new(&device, [far]).next(), Some(Err((0, Refusal::BounceOfMmio))));
+    let reach = DmaLimits { mask_bits: 46, ..DmaLimits::default() };
+    let wide = narrow(&bus, reach);
+    let whole = Segments::new(&wide, [far]).next().expect("a segment").expect("within reach");
+    assert_eq!((whole.path, whole.unlinked_address(0).0), (Path::Direct, far.phys.0));
+}
+
+#[test]
+fn part_of_a_segment_is_where_it_was() {
+    let stand = stand();
+    let whole = Segments::new(&stand.device, [Extent { at: PAGE, len: 4 * PAGE, ..stand.near }]);
+    let whole: Segment = whole.map(|step| step.expect("a way")).next().expect("one");
+    let part = whole.part(3 * PAGE, PAGE);
+    assert_eq!((part.at, part.len, part.phys), (3 * PAGE, PAGE, whole.phys_at(3 * PAGE)));
+    assert_eq!(part.unlinked_address(3 * PAGE), whole.unlinked_address(3 * PAGE));
 }
