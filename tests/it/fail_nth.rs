@@ -229,6 +229,7 @@ fn every_verb_survives_the_failure_of_each_of_its_steps() {
             report.push(format!("FAIL-NTH {verb} ({behind}): points {points}, injected {injected}, survived {survived}, leaks 0"));
         }
     }
+    crate::dma::every_step_fails(&mut visited);
     let injected = report.len();
     println!("{}", report.join("\n"));
     println!("FAIL-NTH verbs {injected}, points {}", visited.len());

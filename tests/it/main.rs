@@ -3,6 +3,7 @@
 mod bad_input;
 mod bed;
 mod checks;
+mod dma;
 mod fail_nth;
 mod gate;
 mod invariants;
