@@ -4,7 +4,9 @@ use super::config::{HcaConfig, NewHcaError, PathMtu};
 use super::cq::{CompletionQueue, CreateCqError, Ring};
 use super::engine::{Engine, Step};
 use super::fault::{FaultOutcome, FaultQueue, FaultToken};
-use super::key::{CreateKeyError, KeySpec, KeyTable, UnknownKey};
+use super::key::{
+    CreateKeyError, FastKeySpec, FastMap, IndirectKeySpec, KeySpec, KeyTable, MapKeyError, Target, UnknownKey,
+};
 use super::mailbox::Mailbox;
 use super::pd::{Pd, PdError, PdTable};
 use super::points;
@@ -184,12 +186,66 @@ impl Hca {
     /// # Errors
     /// See [`CreateKeyError`].
     pub fn create_key(&self, spec: KeySpec) -> Result<Key, CreateKeyError> {
-        let pd = spec.pd;
+        self.new_key(spec.pd, |keys| keys.create(spec))
+    }
+
+    /// A new random key for the memory of other keys, or for pieces of the bus, with gaps between them.
+    ///
+    /// # Errors
+    /// See [`CreateKeyError`].
+    pub fn create_indirect_key(&self, spec: IndirectKeySpec) -> Result<Key, CreateKeyError> {
+        self.new_key(spec.pd, |keys| keys.create(spec))
+    }
+
+    /// A new random key that reaches nothing until a work request registers memory for it
+    /// ([`Operation::Register`](super::Operation::Register)).
+    ///
+    /// # Errors
+    /// [`CreateKeyError::Pd`], [`CreateKeyError::TooMany`].
+    pub fn create_fast_key(&self, spec: FastKeySpec) -> Result<Key, CreateKeyError> {
+        self.new_key(spec.pd, |keys| keys.create_fast(spec))
+    }
+
+    fn new_key(
+        &self,
+        pd: Pd,
+        create: impl FnOnce(&KeyTable) -> Result<Key, CreateKeyError>,
+    ) -> Result<Key, CreateKeyError> {
         if self.device.points.meet(points::CREATE_KEY).fails() {
             return Err(CreateKeyError::TooMany { max: self.device.config.limits.keys });
         }
         self.pds.hold(pd)?;
-        self.device.keys.create(spec).inspect_err(|_| self.pds.release(pd))
+        create(&self.device.keys).inspect_err(|_| self.pds.release(pd))
+    }
+
+    /// Says what memory the next registration gives to `key`, a key for fast registration in any of its 256 names. What
+    /// is registered at the moment stays.
+    ///
+    /// # Errors
+    /// See [`MapKeyError`].
+    pub fn map_fast_key(&self, key: Key, map: FastMap) -> Result<(), MapKeyError> {
+        self.device.keys.map_fast(key, map)
+    }
+
+    /// Takes a key for fast registration back, registered or not, by any of its 256 names. As with
+    /// [`Hca::destroy_key`], drain the epoch before the memory goes.
+    ///
+    /// # Errors
+    /// [`UnknownKey`].
+    pub fn destroy_fast_key(&self, key: Key) -> Result<(), UnknownKey> {
+        let pd = self.device.keys.destroy_fast(key)?;
+        self.pds.release(pd);
+        Ok(())
+    }
+
+    /// Takes an indirect key back, as [`Hca::destroy_key`] does. The keys that it named stay.
+    ///
+    /// # Errors
+    /// [`UnknownKey`].
+    pub fn destroy_indirect_key(&self, key: Key) -> Result<(), UnknownKey> {
+        let target = self.device.keys.destroy(key, |target| matches!(target, Target::Indirect(_)))?;
+        self.pds.release(target.pd());
+        Ok(())
     }
 
     /// Takes a key back. Bursts that begin after this returns do not find it; drain the epoch for those under way
@@ -198,9 +254,12 @@ impl Hca {
     /// # Errors
     /// [`UnknownKey`].
     pub fn destroy_key(&self, key: Key) -> Result<KeySpec, UnknownKey> {
-        let spec = self.device.keys.destroy(key)?;
-        self.pds.release(spec.pd);
-        Ok(spec)
+        let target = self.device.keys.destroy(key, |target| matches!(target, Target::Pages(_)))?;
+        self.pds.release(target.pd());
+        match target {
+            Target::Pages(spec) => Ok(spec),
+            Target::Indirect(_) => unreachable!("only pages were asked for"),
+        }
     }
 
     /// A new completion queue of `entries` entries.

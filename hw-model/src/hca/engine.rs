@@ -285,8 +285,8 @@ impl Engine {
             }
         }
         if result.is_ok() {
-            result =
-                transfer(&self.device.port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
+            let Device { keys, port, .. } = &*self.device;
+            result = transfer(keys, port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
         }
         self.slot.end();
         let bytes = pending.dma.payload.len();

@@ -42,7 +42,10 @@ pub use device::Hca;
 pub use driver::EngineThreads;
 pub use engine::Step;
 pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultToken, PageFault};
-pub use key::{Access, CreateKeyError, KeySpec, KeyViolation, UnknownKey};
+pub use key::{
+    Access, CreateKeyError, FastKeySpec, FastMap, FastMemory, IndirectEntry, IndirectKeySpec, IndirectList,
+    IndirectListError, IndirectTarget, KeySpec, KeyViolation, MIN_INDIRECT_ENTRY, MapKeyError, UnknownKey,
+};
 pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
 pub use pd::{Pd, PdError};
 pub use qp::{CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition};

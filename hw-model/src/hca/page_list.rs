@@ -1,4 +1,4 @@
-//! The hardware page list of one key: the MTT. One 64-bit word a page, read by the engine at DMA time, written by
+//! The hardware page list of one key: the MTT. One 64-bit word a page, all pages of one size, read by the engine at DMA time, written by
 //! software, both without a lock.
 //!
 //! ```text
@@ -268,22 +268,44 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// The entries of one key.
+/// The entries of one key, each for a page of one size.
 pub struct PageList {
     entries: Box<[AtomicU64]>,
+    page_shift: u32,
 }
 
 impl PageList {
-    /// A list of `pages` empty entries. Memory that is never written is never touched: a region of a TiB costs what its
+    /// A list of `pages` empty entries for pages of 4 KiB. Memory that is never written is never touched: a region of a TiB costs what its
     /// present pages cost.
     ///
     /// # Errors
     /// [`OutOfMemory`] if the host cannot give the table.
     pub fn new(pages: u64) -> Result<Self, OutOfMemory> {
+        Self::with_page_shift(pages, PAGE_SHIFT)
+    }
+    /// A list of `pages` empty entries for pages of 2^`page_shift` bytes.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] if the host cannot give the table.
+    ///
+    /// # Panics
+    /// If such pages are smaller than 4 KiB, or larger than the address space.
+    pub fn with_page_shift(pages: u64, page_shift: u32) -> Result<Self, OutOfMemory> {
+        assert!((PAGE_SHIFT..u64::BITS).contains(&page_shift), "entries are for pages of 4 KiB at least");
         let refused = || OutOfMemory { entries: pages };
         let count = usize::try_from(pages).map_err(|_| refused())?;
         let entries = zeroed_words(count).ok_or_else(refused)?;
-        Ok(Self { entries })
+        Ok(Self { entries, page_shift })
+    }
+    /// log2 of the bytes of a page.
+    #[must_use]
+    pub fn page_shift(&self) -> u32 {
+        self.page_shift
+    }
+    /// Bytes of a page.
+    #[must_use]
+    pub fn page_bytes(&self) -> u64 {
+        1 << self.page_shift
     }
     /// Number of entries.
     #[must_use]

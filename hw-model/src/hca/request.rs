@@ -1,5 +1,6 @@
 //! Work requests and completions, as software sees them (IBTA volume 1, 11.4.1 and 11.4.2).
 
+use super::key::Access;
 use super::qp::QpState;
 use crate::addr::RegionAddr;
 use crate::wire::{Key, Qpn};
@@ -36,6 +37,21 @@ pub enum Operation {
     Write(Remote),
     /// RDMA read: what the list names becomes what the peer's memory holds (9.4.4).
     Read(Remote),
+    /// Fast registration (10.6.4.4): the memory that [`Hca::map_fast_key`](super::Hca::map_fast_key) named becomes
+    /// reachable by `key`. Requests after it may use the key. Nothing is sent.
+    Register {
+        /// The key's new name: the lowest byte is software's choice.
+        key: Key,
+        /// What it allows.
+        access: Access,
+    },
+    /// Local invalidation (10.6.5): `key` reaches nothing any more. Begins when all requests before it have ended, so that
+    /// none of them loses its memory. Bursts of peers that are under way end by themselves: drain the epoch
+    /// ([`DmaEpoch::drain`](crate::bus::DmaEpoch::drain)) before the memory goes. Nothing is sent.
+    Invalidate {
+        /// The registered key.
+        key: Key,
+    },
 }
 
 impl Operation {
@@ -45,7 +61,13 @@ impl Operation {
         match self {
             Self::Write(_) => OperationCode::Write,
             Self::Read(_) => OperationCode::Read,
+            Self::Register { .. } => OperationCode::Register,
+            Self::Invalidate { .. } => OperationCode::Invalidate,
         }
+    }
+    /// Whether nothing goes over the wire.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self, Self::Register { .. } | Self::Invalidate { .. })
     }
 }
 
@@ -57,6 +79,10 @@ pub enum OperationCode {
     Write,
     /// RDMA read.
     Read,
+    /// Fast registration.
+    Register,
+    /// Local invalidation.
+    Invalidate,
 }
 
 /// A request for a send queue.
@@ -87,6 +113,18 @@ impl<'a> SendRequest<'a> {
         let operation = Operation::Read(remote);
         Self { id: RequestId(id), operation, local, signaled: true, fence: false }
     }
+    /// A signaled fast registration of `key`, which allows `access`.
+    #[must_use]
+    pub fn register(id: u64, key: Key, access: Access) -> Self {
+        let operation = Operation::Register { key, access };
+        Self { id: RequestId(id), operation, local: &[], signaled: true, fence: false }
+    }
+    /// A signaled local invalidation of `key`.
+    #[must_use]
+    pub fn invalidate(id: u64, key: Key) -> Self {
+        let operation = Operation::Invalidate { key };
+        Self { id: RequestId(id), operation, local: &[], signaled: true, fence: false }
+    }
 }
 
 /// Why a request was not taken. Nothing of it is done.
@@ -106,12 +144,12 @@ pub enum PostError {
         /// The queue's size.
         capacity: u32,
     },
-    /// More scatter-gather entries than the queue pair was created for.
+    /// More scatter-gather entries than the queue pair was created for, or any for a request that moves no data.
     #[error("{entries} scatter-gather entries, at most {max} are possible")]
     TooManySges {
         /// In the request.
         entries: usize,
-        /// Of the queue pair.
+        /// Of the queue pair; 0 for a request that moves no data.
         max: u32,
     },
     /// A longer message than the device carries.
@@ -148,11 +186,13 @@ pub enum Status {
     RetryExceeded,
     /// The responder was not ready, however often it was asked.
     RnrRetryExceeded,
+    /// A registration or invalidation was not allowed: wrong key, state, rights or protection domain.
+    MemoryManagementError,
 }
 
 impl Status {
     /// Every status, in the order of their codes.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Success,
         Self::LocalProtectionError,
         Self::LocalQpOperationError,
@@ -163,6 +203,7 @@ impl Status {
         Self::RemoteOperationError,
         Self::RetryExceeded,
         Self::RnrRetryExceeded,
+        Self::MemoryManagementError,
     ];
 }
 

@@ -3,7 +3,9 @@
 //! Everything here runs inside the DMA epoch, where nothing is allocated or freed and no lock is waited for that could be
 //! held across such a thing: the thread that frees memory may be waiting for this burst to end.
 
-use super::key::{Access, KeyTable, KeyViolation};
+use super::key::{
+    Access, IndirectKeySpec, IndirectTarget, KeySpec, KeyTable, KeyViolation, MIN_INDIRECT_ENTRY, Target,
+};
 use super::pd::Pd;
 use crate::addr::{DmaAddr, PAGE_SIZE, RegionAddr};
 use crate::bus::{DmaError, DmaPort, MemoryError};
@@ -57,34 +59,100 @@ pub(super) fn translate(
 ) -> Result<(), Obstacle> {
     spans.clear();
     for piece in pieces {
-        let walked = keys.with(piece.key, |spec| {
-            let mut at = spec.authorize(pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
-            let mut done = 0;
-            while done < piece.now {
-                let entry = spec.pages.load(at / PAGE_SIZE).unwrap_or_default();
-                let usable = match direction {
-                    Direction::Gather => entry.is_valid(),
-                    Direction::Scatter => entry.is_writable(),
-                };
-                if !usable {
-                    return Err(missing(piece, done));
-                }
-                let offset = at % PAGE_SIZE;
-                let length = (piece.now - done).min((PAGE_SIZE - offset) as u32);
-                debug_assert!(spans.len() < spans.capacity(), "growing would allocate inside the epoch");
-                spans.push(Span { address: entry.address().offset(offset), length });
-                done += length;
-                at += u64::from(length);
-            }
-            Ok(())
+        let walked = keys.with(piece.key, |target| match target {
+            Target::Pages(spec) => pages(spec, (pd, need), direction, piece, spans),
+            Target::Indirect(spec) => indirect(keys, spec, (pd, need), direction, piece, spans),
         });
         walked.map_err(Obstacle::Key)??;
     }
     Ok(())
 }
 
+/// Through a page list.
+fn pages(
+    spec: &KeySpec,
+    (pd, need): (Pd, Access),
+    direction: Direction,
+    piece: &Piece,
+    spans: &mut Vec<Span>,
+) -> Result<(), Obstacle> {
+    let mut at = spec.authorize(pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
+    let page = spec.pages.page_bytes();
+    let mut done = 0;
+    while done < piece.now {
+        let entry = spec.pages.load(at >> spec.pages.page_shift()).unwrap_or_default();
+        let usable = match direction {
+            Direction::Gather => entry.is_valid(),
+            Direction::Scatter => entry.is_writable(),
+        };
+        if !usable {
+            return Err(missing(piece, done));
+        }
+        let offset = at & (page - 1);
+        let length = u64::from(piece.now - done).min(page - offset) as u32;
+        span(entry.address().offset(offset), length, spans);
+        done += length;
+        at += u64::from(length);
+    }
+    Ok(())
+}
+
+/// Through the entries of an indirect key, and through the keys that they name.
+fn indirect(
+    keys: &KeyTable,
+    spec: &IndirectKeySpec,
+    (pd, need): (Pd, Access),
+    direction: Direction,
+    piece: &Piece,
+    spans: &mut Vec<Span>,
+) -> Result<(), Obstacle> {
+    let mut at = spec.authorize(pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
+    let mut done = 0;
+    while done < piece.now {
+        let (entry, offset) = spec.list.locate(at);
+        let left = entry.length - offset;
+        let now = u64::from(piece.now - done).min(left) as u32;
+        match entry.target {
+            IndirectTarget::Dma(dma) => span(dma.offset(offset), now, spans),
+            // Looking up the key that is being looked up could wait for itself.
+            IndirectTarget::Key { key, .. } if key == piece.key => {
+                return Err(Obstacle::Key(KeyViolation::Nested));
+            }
+            IndirectTarget::Key { key, address } => {
+                let rest = left.min(piece.rest - u64::from(done));
+                let inner = Piece { key, address: address.offset(offset), now, rest };
+                // What the peer may do is for the indirect key to say; the one below is used as a local key.
+                let need = match direction {
+                    Direction::Gather => Access::empty(),
+                    Direction::Scatter => Access::LOCAL_WRITE,
+                };
+                let walked = keys.with(key, |target| match target {
+                    Target::Pages(spec) => pages(spec, (pd, need), direction, &inner, spans),
+                    Target::Indirect(_) => Err(Obstacle::Key(KeyViolation::Nested)),
+                });
+                walked.map_err(Obstacle::Key)??;
+            }
+        }
+        done += now;
+        at += u64::from(now);
+    }
+    Ok(())
+}
+
+/// Bytes that are together on the bus, cut where pages of host memory end.
+fn span(mut address: DmaAddr, mut length: u32, spans: &mut Vec<Span>) {
+    while length > 0 {
+        let now = length.min((PAGE_SIZE - address.page_offset()) as u32);
+        debug_assert!(spans.len() < spans.capacity(), "growing would allocate inside the epoch");
+        spans.push(Span { address, length: now });
+        address = address.offset(u64::from(now));
+        length -= now;
+    }
+}
+
 /// Moves the bytes of `payload` and `spans`, which are as many, in increasing order.
 pub(super) fn transfer(
+    keys: &KeyTable,
     port: &DmaPort,
     direction: Direction,
     pieces: &[Piece],
@@ -101,16 +169,17 @@ pub(super) fn transfer(
         match moved {
             Ok(()) => done += span.length as usize,
             // The page went away before its entry did. Its notification is on the way: ask for the page again.
-            Err(DmaError::Memory(MemoryError::Vanished { .. })) => return Err(vanished(pieces, done)),
+            Err(DmaError::Memory(MemoryError::Vanished { .. })) => return Err(vanished(keys, pieces, done)),
             Err(refused) => return Err(Obstacle::Refused(refused)),
         }
     }
     Ok(())
 }
 
-/// Spans that a payload of `payload` bytes in `pieces` pieces takes at most.
+/// Spans that a payload of `payload` bytes in `pieces` pieces takes at most: cut at the ends of host pages, and at the ends
+/// of indirect entries, of which the first and the last of a key may be of any length.
 pub(super) fn span_capacity(payload: usize, pieces: usize) -> usize {
-    payload / PAGE_SIZE as usize + 2 * pieces + 2
+    payload / PAGE_SIZE as usize + payload / MIN_INDIRECT_ENTRY as usize + 4 * pieces + 2
 }
 
 fn missing(piece: &Piece, done: u32) -> Obstacle {
@@ -118,12 +187,24 @@ fn missing(piece: &Piece, done: u32) -> Obstacle {
     Obstacle::Page { key: piece.key, address: piece.address.offset(done), rest: piece.rest - done }
 }
 
-fn vanished(pieces: &[Piece], mut done: usize) -> Obstacle {
+fn vanished(keys: &KeyTable, pieces: &[Piece], mut done: usize) -> Obstacle {
     for piece in pieces {
         if done < piece.now as usize {
-            return missing(piece, done as u32);
+            return below(keys, piece, done as u32).unwrap_or(missing(piece, done as u32));
         }
         done -= piece.now as usize;
     }
     unreachable!("a span belongs to a piece")
+}
+
+/// The missing byte as the key below an indirect one names it: that is the key that software knows pages of.
+fn below(keys: &KeyTable, piece: &Piece, done: u32) -> Option<Obstacle> {
+    let named = keys.with(piece.key, |target| {
+        let Target::Indirect(spec) = target else { return None };
+        let (entry, offset) = spec.list.locate(piece.address.0 - spec.address.0 + u64::from(done));
+        let IndirectTarget::Key { key, address } = entry.target else { return None };
+        let rest = (entry.length - offset).min(piece.rest - u64::from(done));
+        Some(Obstacle::Page { key, address: address.offset(offset), rest })
+    });
+    named.ok().flatten()
 }

@@ -2,7 +2,9 @@
 
 mod burst;
 mod epoch;
+mod fast;
 mod faults;
+mod indirect;
 mod refusals;
 mod threads;
 mod transfer;

@@ -3,13 +3,19 @@
 //! One key serves as local and as remote key. Keys are random, because a key is all that a remote peer must know
 //! (invariant 15), and a destroyed one stays out of use for a while, so that a peer that kept it reaches nothing.
 
+mod fast;
+mod indirect;
 mod table;
 
+pub use fast::{FastKeySpec, FastMap, FastMemory, MapKeyError};
+pub use indirect::{
+    IndirectEntry, IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget, MIN_INDIRECT_ENTRY,
+};
 pub(super) use table::KeyTable;
 
 use super::page_list::PageList;
 use super::pd::{Pd, PdError};
-use crate::addr::{PAGE_SIZE, RegionAddr, pages_for};
+use crate::addr::RegionAddr;
 use crate::sync::Arc;
 use crate::wire::Key;
 
@@ -41,7 +47,7 @@ pub struct KeySpec {
     pub length: u64,
     /// Where in its page the first byte lies. Independent of `address`.
     pub first_page_offset: u64,
-    /// One entry a page; the first byte is in entry 0.
+    /// One entry a page of the list's page size; the first byte is in entry 0.
     pub pages: Arc<PageList>,
 }
 
@@ -66,7 +72,7 @@ pub enum CreateKeyError {
         length: u64,
     },
     /// The offset is not inside a page.
-    #[error("offset {offset} is not inside a page of {PAGE_SIZE} bytes")]
+    #[error("offset {offset} is not inside the first page of the list")]
     OffsetBeyondPage {
         /// The offset.
         offset: u64,
@@ -110,29 +116,122 @@ pub enum KeyViolation {
     /// Some byte is outside the region.
     #[error("out of bounds")]
     OutOfBounds,
+    /// The key is for fast registration, and nothing is registered.
+    #[error("nothing is registered for the key")]
+    Free,
+    /// An entry of an indirect key names an indirect key.
+    #[error("an indirect key over an indirect key")]
+    Nested,
+}
+
+/// What the address range of a key leads to.
+#[derive(Debug)]
+pub(super) enum Target {
+    Pages(KeySpec),
+    Indirect(Box<IndirectKeySpec>),
+}
+
+impl From<KeySpec> for Target {
+    fn from(spec: KeySpec) -> Self {
+        Self::Pages(spec)
+    }
+}
+
+impl From<IndirectKeySpec> for Target {
+    fn from(spec: IndirectKeySpec) -> Self {
+        Self::Indirect(Box::new(spec))
+    }
+}
+
+impl Target {
+    pub(super) fn pd(&self) -> Pd {
+        match self {
+            Self::Pages(spec) => spec.pd,
+            Self::Indirect(spec) => spec.pd,
+        }
+    }
+
+    fn set_access(&mut self, access: Access) {
+        match self {
+            Self::Pages(spec) => spec.access = access,
+            Self::Indirect(spec) => spec.access = access,
+        }
+    }
+
+    fn check(&self) -> Result<(), CreateKeyError> {
+        match self {
+            Self::Pages(spec) => spec.check(),
+            Self::Indirect(spec) => spec.check(),
+        }
+    }
+
+    /// As [`KeySpec::authorize`].
+    pub(super) fn authorize(
+        &self,
+        pd: Pd,
+        need: Access,
+        address: RegionAddr,
+        length: u64,
+    ) -> Result<u64, KeyViolation> {
+        match self {
+            Self::Pages(spec) => spec.authorize(pd, need, address, length),
+            Self::Indirect(spec) => spec.authorize(pd, need, address, length),
+        }
+    }
+}
+
+fn check_span(address: RegionAddr, length: u64) -> Result<(), CreateKeyError> {
+    if length > 0 {
+        address.checked_add(length - 1).ok_or(CreateKeyError::PastTop { address, length })?;
+    }
+    Ok(())
+}
+
+fn check_access(access: Access) -> Result<(), CreateKeyError> {
+    let writes = access.intersects(Access::REMOTE_WRITE | Access::REMOTE_ATOMIC);
+    if writes && !access.contains(Access::LOCAL_WRITE) {
+        return Err(CreateKeyError::NeedsLocalWrite { access });
+    }
+    Ok(())
+}
+
+/// Checks that `pd` may do `need` to `length` bytes at `address` of what belongs to `owner`, allows `access`, and begins
+/// at `base`. Gives the offset of the first byte.
+fn within(
+    (owner, access): (Pd, Access),
+    (base, bytes): (RegionAddr, u64),
+    (pd, need): (Pd, Access),
+    (address, length): (RegionAddr, u64),
+) -> Result<u64, KeyViolation> {
+    if owner != pd {
+        return Err(KeyViolation::OtherPd);
+    }
+    if !access.contains(need) {
+        return Err(KeyViolation::NotAllowed);
+    }
+    // Differences, never sums: nothing here can pass the top.
+    let into = address.0.checked_sub(base.0).ok_or(KeyViolation::OutOfBounds)?;
+    if into > bytes || length > bytes - into {
+        return Err(KeyViolation::OutOfBounds);
+    }
+    Ok(into)
 }
 
 impl KeySpec {
     fn check(&self) -> Result<(), CreateKeyError> {
         let Self { address, length, first_page_offset: offset, access, .. } = *self;
-        if offset >= PAGE_SIZE {
+        let page = self.pages.page_bytes();
+        if offset >= page {
             return Err(CreateKeyError::OffsetBeyondPage { offset });
         }
         let bytes = offset.checked_add(length).ok_or(CreateKeyError::PastTop { address, length })?;
-        if length > 0 {
-            address.checked_add(length - 1).ok_or(CreateKeyError::PastTop { address, length })?;
-        }
+        check_span(address, length)?;
         // An exact count even where rounding up to a page would overflow.
-        let needed = if length == 0 { 0 } else { pages_for(bytes) };
+        let needed = if length == 0 { 0 } else { bytes.div_ceil(page) };
         if self.pages.len() < needed {
             return Err(CreateKeyError::ListTooShort { entries: self.pages.len(), needed });
         }
-        if access.intersects(Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
-            && !access.contains(Access::LOCAL_WRITE)
-        {
-            return Err(CreateKeyError::NeedsLocalWrite { access });
-        }
-        Ok(())
+        check_access(access)
     }
 
     /// Checks that `pd` may do `need` to the `length` bytes at `address`, and gives the offset of the first byte in the
@@ -144,17 +243,8 @@ impl KeySpec {
         address: RegionAddr,
         length: u64,
     ) -> Result<u64, KeyViolation> {
-        if self.pd != pd {
-            return Err(KeyViolation::OtherPd);
-        }
-        if !self.access.contains(need) {
-            return Err(KeyViolation::NotAllowed);
-        }
-        // Differences, never sums: nothing here can pass the top.
-        let into = address.0.checked_sub(self.address.0).ok_or(KeyViolation::OutOfBounds)?;
-        if into > self.length || length > self.length - into {
-            return Err(KeyViolation::OutOfBounds);
-        }
+        let into =
+            within((self.pd, self.access), (self.address, self.length), (pd, need), (address, length))?;
         Ok(self.first_page_offset + into)
     }
 }

@@ -7,11 +7,13 @@
 //! A word is `key << 32 | slot + 1`; 0 ends a probe, [`TOMBSTONE`] does not. Tombstones that no probe needs are turned
 //! back, so the array stays clean however often keys come and go.
 
-use super::{CreateKeyError, KeySpec, KeyViolation, UnknownKey};
+use super::fast::{FastKey, FastKeySpec};
+use super::{CreateKeyError, KeyViolation, Target, UnknownKey};
+use crate::hca::pd::Pd;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock, zeroed_words};
 use crate::wire::Key;
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::VecDeque;
@@ -21,7 +23,23 @@ const TOMBSTONE: u64 = u32::MAX as u64;
 /// Slots are made so many at a time.
 const CHUNK: usize = 1024;
 
-type SlotCell = RwLock<Option<(Key, KeySpec)>>;
+type SlotCell = RwLock<Option<(Key, Held)>>;
+
+/// What a key of the table is.
+enum Held {
+    /// A key that covers one thing from its making to its end.
+    Region(Target),
+    /// A key for fast registration.
+    Fast(Box<FastKey>),
+}
+
+/// The part of a key that software cannot choose: the upper 24 bits.
+fn index(key: Key) -> u32 {
+    key.0 >> KEY_BYTE_BITS
+}
+
+/// The lowest bits of a key for fast registration are software's (IBTA volume 1, 10.6.3.3).
+const KEY_BYTE_BITS: u32 = 8;
 
 pub(in crate::hca) struct KeyTable {
     words: Box<[AtomicU64]>,
@@ -35,24 +53,31 @@ struct Writer {
     free: Vec<u32>,
     made: u32,
     live: u32,
-    quarantine: VecDeque<Key>,
-    quarantined: HashSet<Key>,
+    /// Indices of keys that were destroyed, and how often each is in the queue.
+    quarantine: VecDeque<u32>,
+    quarantined: HashMap<u32, u32>,
     quarantine_max: usize,
+    /// The slots of the keys for fast registration, by index: no other key has such an index.
+    fast: HashMap<u32, u32>,
 }
 
 impl Writer {
-    /// Keeps `key` from being given again until as many others have been destroyed as the quarantine holds.
+    /// Keeps the index of `key` from being given again until as many others have been destroyed as the quarantine holds.
     fn set_aside(&mut self, key: Key) {
         if self.quarantine_max == 0 {
             return;
         }
         if self.quarantine.len() == self.quarantine_max
             && let Some(old) = self.quarantine.pop_front()
+            && let Some(times) = self.quarantined.get_mut(&old)
         {
-            self.quarantined.remove(&old);
+            *times -= 1;
+            if *times == 0 {
+                self.quarantined.remove(&old);
+            }
         }
-        self.quarantine.push_back(key);
-        self.quarantined.insert(key);
+        self.quarantine.push_back(index(key));
+        *self.quarantined.entry(index(key)).or_insert(0) += 1;
     }
 }
 
@@ -66,8 +91,9 @@ impl KeyTable {
             made: 0,
             live: 0,
             quarantine: VecDeque::new(),
-            quarantined: HashSet::new(),
+            quarantined: HashMap::new(),
             quarantine_max: quarantine as usize,
+            fast: HashMap::new(),
         };
         Self {
             words: zeroed_words(words).unwrap_or_else(|| (0..words).map(|_| AtomicU64::new(EMPTY)).collect()),
@@ -77,9 +103,20 @@ impl KeyTable {
         }
     }
 
-    /// Makes `spec` reachable by a new random key. The store of the word is the last thing that happens.
-    pub(in crate::hca) fn create(&self, spec: KeySpec) -> Result<Key, CreateKeyError> {
-        spec.check()?;
+    /// Makes `target` reachable by a new random key.
+    pub(in crate::hca) fn create(&self, target: impl Into<Target>) -> Result<Key, CreateKeyError> {
+        let target = target.into();
+        target.check()?;
+        self.insert(Held::Region(target))
+    }
+
+    /// A new random key for fast registration. It reaches nothing until then.
+    pub(in crate::hca) fn create_fast(&self, spec: FastKeySpec) -> Result<Key, CreateKeyError> {
+        self.insert(Held::Fast(Box::new(FastKey::new(spec))))
+    }
+
+    /// The store of the word is the last thing that happens.
+    fn insert(&self, held: Held) -> Result<Key, CreateKeyError> {
         let mut writer = self.writer.lock();
         let slot = match writer.free.pop() {
             Some(slot) => slot,
@@ -92,44 +129,123 @@ impl KeyTable {
             }
             None => return Err(CreateKeyError::TooMany { max: self.max }),
         };
+        let is_fast = matches!(held, Held::Fast(_));
         let key = loop {
             let key = Key(writer.random.next_u32());
             // 0 and all ones are what uninitialised memory looks like; no one should reach memory by those.
-            let usable = key.0 != 0 && key.0 != u32::MAX && !writer.quarantined.contains(&key);
-            if usable && self.probe(key).is_none() {
+            let plain = key.0 != 0 && key.0 != u32::MAX && !writer.quarantined.contains_key(&index(key));
+            if plain && !writer.fast.contains_key(&index(key)) && !self.is_taken(key, is_fast) {
                 break key;
             }
         };
-        *self.slot(slot).write() = Some((key, spec));
+        if is_fast {
+            writer.fast.insert(index(key), slot);
+        }
+        *self.slot(slot).write() = Some((key, held));
+        self.publish(key, slot);
+        writer.live += 1;
+        Ok(key)
+    }
+
+    /// Whether there is `key`, or with `any_key_byte` another of its index.
+    fn is_taken(&self, key: Key, any_key_byte: bool) -> bool {
+        if !any_key_byte {
+            return self.probe(key).is_some();
+        }
+        (0..1 << KEY_BYTE_BITS).any(|byte| self.probe(Key(index(key) << KEY_BYTE_BITS | byte)).is_some())
+    }
+
+    fn publish(&self, key: Key, slot: u32) {
         let mut at = self.home(key);
         while !matches!(self.words[at].load(Ordering::Relaxed), EMPTY | TOMBSTONE) {
             at = self.after(at);
         }
         self.words[at].store(u64::from(key.0) << 32 | u64::from(slot + 1), Ordering::Release);
-        writer.live += 1;
-        Ok(key)
     }
 
-    /// Hides `key`: a look-up that begins after this returns does not find it.
-    pub(in crate::hca) fn destroy(&self, key: Key) -> Result<KeySpec, UnknownKey> {
+    /// Hides `key`: a look-up that begins after this returns does not find it. `wanted` says which keys are meant.
+    pub(in crate::hca) fn destroy(
+        &self,
+        key: Key,
+        wanted: impl Fn(&Target) -> bool,
+    ) -> Result<Target, UnknownKey> {
         let mut writer = self.writer.lock();
-        let (at, slot) = self.probe(key).ok_or(UnknownKey { key })?;
-        self.words[at].store(TOMBSTONE, Ordering::Release);
-        self.sweep(at);
+        let (_, slot) = self.probe(key).ok_or(UnknownKey { key })?;
+        let meant = match &*self.slot(slot).read() {
+            Some((_, Held::Region(target))) => wanted(target),
+            _ => false,
+        };
+        if !meant {
+            return Err(UnknownKey { key });
+        }
+        let gone = self.remove(&mut writer, key, slot);
+        drop(writer);
+        match gone {
+            Some((_, Held::Region(target))) => Ok(target),
+            _ => unreachable!("looked at under the same lock"),
+        }
+    }
+
+    /// Hides a key for fast registration, whatever its key byte and its state. Gives its protection domain.
+    pub(in crate::hca) fn destroy_fast(&self, key: Key) -> Result<Pd, UnknownKey> {
+        let mut writer = self.writer.lock();
+        let slot = writer.fast.remove(&index(key)).ok_or(UnknownKey { key })?;
+        let name = self.slot(slot).read().as_ref().map_or(key, |(name, _)| *name);
+        let gone = self.remove(&mut writer, name, slot);
+        drop(writer);
+        match gone {
+            Some((_, Held::Fast(fast))) => Ok(fast.pd()),
+            _ => unreachable!("the slots of fast keys are listed"),
+        }
+    }
+
+    fn remove(&self, writer: &mut Writer, key: Key, slot: u32) -> Option<(Key, Held)> {
+        self.withdraw(key);
         let gone = self.slot(slot).write().take();
         writer.free.push(slot);
         writer.live -= 1;
         writer.set_aside(key);
+        gone
+    }
+
+    fn withdraw(&self, key: Key) {
+        if let Some((at, _)) = self.probe(key) {
+            self.words[at].store(TOMBSTONE, Ordering::Release);
+            self.sweep(at);
+        }
+    }
+
+    /// Runs `change` on the key for fast registration that has the index of `key`, and on its name, which may change in
+    /// its key byte. `change` allocates and frees nothing: engines wait for it in the epoch.
+    pub(super) fn with_fast<R>(
+        &self,
+        key: Key,
+        change: impl FnOnce(&mut Key, &mut FastKey) -> R,
+    ) -> Option<R> {
+        let writer = self.writer.lock();
+        let slot = *writer.fast.get(&index(key))?;
+        let (before, after, result) = match &mut *self.slot(slot).write() {
+            Some((name, Held::Fast(fast))) => {
+                let before = *name;
+                let result = change(name, fast);
+                (before, *name, result)
+            }
+            _ => unreachable!("the slots of fast keys are listed"),
+        };
+        if before != after {
+            // In between neither name is found. Whoever has the old one is not the owner of the slot any more.
+            self.withdraw(before);
+            self.publish(after, slot);
+        }
         drop(writer);
-        let (_, spec) = gone.expect("a key's slot is filled before its word and emptied after");
-        Ok(spec)
+        Some(result)
     }
 
     /// Runs `use_it` on what `key` covers. Never allocates, never waits for more than a pointer move.
     pub(in crate::hca) fn with<R>(
         &self,
         key: Key,
-        use_it: impl FnOnce(&KeySpec) -> R,
+        use_it: impl FnOnce(&Target) -> R,
     ) -> Result<R, KeyViolation> {
         let (_, slot) = self.probe(key).ok_or(KeyViolation::Unknown)?;
         let slot = self.slot(slot);
@@ -141,7 +257,10 @@ impl KeyTable {
             }
         };
         match &*guard {
-            Some((owner, spec)) if *owner == key => Ok(use_it(spec)),
+            Some((owner, Held::Region(target))) if *owner == key => Ok(use_it(target)),
+            Some((owner, Held::Fast(fast))) if *owner == key => {
+                fast.valid.as_ref().map(use_it).ok_or(KeyViolation::Free)
+            }
             _ => Err(KeyViolation::Unknown),
         }
     }

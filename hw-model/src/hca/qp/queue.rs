@@ -119,8 +119,9 @@ impl Shared {
 
     fn post_one(&self, request: &SendRequest<'_>) -> Result<(), PostError> {
         let entries = request.local.len();
-        if entries > self.max_sges as usize {
-            return Err(PostError::TooManySges { entries, max: self.max_sges });
+        let max = if request.operation.is_local() { 0 } else { self.max_sges };
+        if entries > max as usize {
+            return Err(PostError::TooManySges { entries, max });
         }
         let bytes: u64 = request.local.iter().map(|sge| u64::from(sge.length)).sum();
         let length = u32::try_from(bytes).ok().filter(|length| *length <= self.max_message);

@@ -13,7 +13,7 @@ pub(super) struct Job {
     pub(super) packets: u32,
     /// Of a read: bytes that have arrived.
     pub(super) received: u32,
-    /// Of a read: all has arrived.
+    /// Of a read: all has arrived. Of a request that sends nothing: carried out.
     pub(super) done: bool,
     /// It failed on this side. Its completion waits for those before it.
     pub(super) failed: Option<Status>,
@@ -25,6 +25,14 @@ impl Job {
     }
     pub(super) fn is_read(&self) -> bool {
         matches!(self.wqe.operation, Operation::Read(_))
+    }
+    /// A request that sends nothing has no sequence numbers: it lies between those before and after it.
+    pub(super) fn is_local(&self) -> bool {
+        self.wqe.operation.is_local()
+    }
+    /// Whether a cursor at `psn` has passed all of it.
+    pub(super) fn is_before(&self, psn: Psn) -> bool {
+        psn.since(self.end()) >= 0 && (!self.is_local() || self.done)
     }
     /// The sequence number of the next response that a read waits for.
     pub(super) fn awaited(&self, route: &Route) -> Psn {

@@ -6,6 +6,7 @@
 
 mod answers;
 mod job;
+mod local;
 mod send;
 
 use super::core::{Context, Next, Route};
@@ -80,7 +81,11 @@ impl Requester {
         let before = self.unacknowledged;
         let mut complete = true;
         while let Some(job) = self.jobs.front() {
-            if psn.since(job.first) <= 0 {
+            if job.is_local() && job.done {
+                self.end_oldest(Status::Success, shared, context);
+                continue;
+            }
+            if psn.since(job.first) <= 0 || job.is_local() {
                 break;
             }
             if job.is_read() && !job.done {
@@ -145,7 +150,7 @@ impl Requester {
 
     /// Moves the cursor to `psn`, which is not before the oldest unanswered request.
     fn seek(&mut self, psn: Psn) {
-        let job = self.jobs.iter().position(|job| psn.since(job.end()) < 0).unwrap_or(self.jobs.len());
+        let job = self.jobs.iter().position(|job| !job.is_before(psn)).unwrap_or(self.jobs.len());
         self.cursor_job = job;
         self.cursor_packet = match self.jobs.get(job) {
             Some(job) if !job.is_read() => psn.since(job.first).max(0).unsigned_abs(),

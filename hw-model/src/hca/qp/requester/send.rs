@@ -41,6 +41,7 @@ impl Requester {
         match job.wqe.operation {
             Operation::Write(_) => self.next_write(route, context),
             Operation::Read(_) => self.next_read(route, context),
+            Operation::Register { .. } | Operation::Invalidate { .. } => self.next_local(shared, context),
         }
     }
 
@@ -57,7 +58,7 @@ impl Requester {
             return false;
         }
         let Some(wqe) = shared.take() else { return false };
-        let packets = route.mtu.packets(wqe.length);
+        let packets = if wqe.operation.is_local() { 0 } else { route.mtu.packets(wqe.length) };
         let first = self.allocate;
         self.allocate = first.offset(packets);
         self.jobs.push_back(Job { wqe, first, packets, received: 0, done: false, failed: None });
