@@ -327,7 +327,8 @@ impl World {
             | Status::BadResponseError
             | Status::RemoteInvalidRequestError
             | Status::RemoteOperationError
-            | Status::RnrRetryExceeded => false,
+            | Status::RnrRetryExceeded
+            | Status::MemoryManagementError => false,
         }
     }
 
@@ -418,5 +419,6 @@ fn status_name(status: Status) -> &'static str {
         Status::RemoteOperationError => "requests: remote operation error",
         Status::RetryExceeded => "requests: retries exceeded",
         Status::RnrRetryExceeded => "requests: RNR retries exceeded",
+        Status::MemoryManagementError => "requests: memory management error",
     }
 }
