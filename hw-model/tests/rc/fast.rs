@@ -112,6 +112,7 @@ fn a_registration_allows_what_it_says_and_no_more() {
 #[test]
 fn what_is_not_allowed_fails_the_request_and_registers_nothing() {
     type Make = fn(&mut Pair, Key) -> Key;
+    type Ask = fn(Key) -> SendRequest<'static>;
     let register = |key| SendRequest::register(7, key, ALL);
     let invalidate = |key| SendRequest::invalidate(7, key);
     let twice: Make = |pair, key| {
@@ -136,7 +137,7 @@ fn what_is_not_allowed_fails_the_request_and_registers_nothing() {
         assert_eq!(manage(pair, &SendRequest::register(1, key, Access::empty())), Status::Success);
         key
     }
-    let cases: [(&str, Make, fn(Key) -> SendRequest<'static>); 9] = [
+    let cases: [(&str, Make, Ask); 9] = [
         ("register a registered key", twice, register),
         ("register an ordinary key", ordinary, register),
         ("register without memory", unmapped, register),
