@@ -5,6 +5,7 @@
 //!                             -> queue pair -> completion queue
 //! ```
 
+pub mod block;
 pub mod device;
 pub mod dma;
 pub mod points;

@@ -3,6 +3,7 @@
 //! [`route`] is the one table of decisions. [`Segments`] is the one place that finds path boundaries. [`Mapping`] is the
 //! one way to IOVA. A caller that has no peer-to-peer page never touches what exists for those that have.
 
+pub mod batch;
 mod bounce;
 mod device;
 mod extent;
