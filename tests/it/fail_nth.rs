@@ -4,9 +4,12 @@ use crate::bed::{Bed, hears_of_drops};
 use crate::checks::{Counts, PATIENCE, until};
 use crate::remapped::Remapped;
 use anypage::machine::MachineConfig;
-use hw_model::addr::{PAGE_SIZE, page_bytes};
+use hw_model::addr::{DmaAddr, PAGE_SIZE, RegionAddr, page_bytes};
 use hw_model::fault_plan::{FaultPlan, Point, Points};
-use hw_model::hca::Status;
+use hw_model::hca::{
+    Access as Rights, CompletionQueue, FastKeySpec, FastMap, FastMemory, IndirectEntry, IndirectList,
+    IndirectTarget, Pd, QpSpec, SendRequest, Status,
+};
 use hw_model::sync::Arc;
 use mr::{Device, RegisterOptions};
 use odp::fault::Want;
@@ -112,6 +115,35 @@ fn brings(stand: &Stand, how: impl FnOnce() -> Result<(), String>) -> Result<Mad
     took.map(|()| Box::new(()) as Made)
 }
 
+/// A key for fast registration is made, registered and invalidated, by requests of a queue pair of its own.
+fn registers_fast(stand: &Stand, (pd, cq): (Pd, &Arc<CompletionQueue>)) -> Result<Made, String> {
+    let hca = stand.bed.machine.near.hca();
+    let key = hca.create_fast_key(FastKeySpec { pd, max_entries: 1 }).map_err(|error| error.to_string())?;
+    let carry_out = || {
+        let memory = IndirectEntry { target: IndirectTarget::Dma(DmaAddr(0)), length: PAGE_SIZE };
+        let memory = FastMemory::Gaps(IndirectList::new(vec![memory]).expect("one entry"));
+        hca.map_fast_key(key, FastMap { address: RegionAddr(0), memory }).expect("room for one entry");
+        let qp = hca.create_qp(&QpSpec::new(pd, cq)).map_err(|error| error.to_string())?;
+        qp.connect(qp.address()).expect("a fresh queue pair connects");
+        let requests = [SendRequest::register(1, key, Rights::REMOTE_READ), SendRequest::invalidate(2, key)];
+        qp.post_send_list(&requests).map_err(|(_, error)| error.to_string())?;
+        let mut ended = Vec::new();
+        while ended.len() < requests.len() {
+            let left = requests.len() - ended.len();
+            if cq.poll(&mut ended, left).expect("no overrun") == 0 {
+                assert!(cq.wait(stand.patience), "a posted request never ended");
+            }
+        }
+        match ended.iter().find(|ended| ended.status != Status::Success) {
+            Some(failed) => Err(format!("{:?}", failed.status)),
+            None => Ok(Box::new(()) as Made),
+        }
+    };
+    let outcome = carry_out();
+    hca.destroy_fast_key(key).expect("it is there");
+    outcome
+}
+
 fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row> {
     let mut stand = Stand::new(iommu);
     let mut rows = Vec::new();
@@ -150,6 +182,9 @@ fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row>
             region.deregister();
             Ok(Box::new(region) as Made)
         });
+        let hca = near.hca();
+        let objects = (hca.alloc_pd().expect("a domain"), hca.create_cq(16).expect("a queue"));
+        run("fast registration", &mut || registers_fast(stand, (objects.0, &objects.1)));
         let region = &stand.bed.near.region;
         for (name, want) in [
             ("advise, prefetch", Want::Fault(Access::Read)),

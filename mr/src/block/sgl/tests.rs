@@ -71,7 +71,7 @@ proptest! {
         prop_assert_eq!(Descriptor::from_bytes(bytes), Some(descriptor));
         bytes[flip / 8] ^= 1 << (flip % 8);
         prop_assert_ne!(Descriptor::from_bytes(bytes), Some(descriptor), "a bit means nothing");
-        let reserved = (12..15).contains(&(flip / 8)) || flip >= 120 && flip < 124;
+        let reserved = (12..15).contains(&(flip / 8)) || (120..124).contains(&flip);
         prop_assert!(!reserved || Descriptor::from_bytes(bytes).is_none(), "a reserved bit was let through");
     }
 }
