@@ -15,7 +15,7 @@ use super::mapping::{LinkError, Mapping};
 use super::page_size::DmaRange;
 use super::route::Refusal;
 use super::segments::{Segment, Segments};
-use hw_model::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
+use hw_model::addr::{DmaAddr, PhysAddr};
 use hw_model::bus::DmaLimits;
 use hw_model::hca::{Backing, Path};
 use hw_model::iommu::LeafSize;
@@ -59,8 +59,9 @@ pub enum BatchError {
         /// Why.
         reason: Refusal,
     },
-    /// The memory there would have to be bounced, which is not done for several extents as one.
-    #[error("the memory at offset {at:#x} would be bounced")]
+    /// The memory there would have to be bounced, but shares its IO pages with no edge of what is mapped, or nothing
+    /// translates.
+    #[error("the memory at offset {at:#x} would be bounced, and only the edges of an IOVA range are")]
     Bounce {
         /// Offset in what was to be mapped.
         at: u64,
@@ -73,24 +74,33 @@ pub enum BatchError {
     Link(#[from] LinkError),
 }
 
-/// A part of the mapping that was linked in one piece.
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    offset: u64,
-    len: u64,
-}
-
-/// Extents that are mapped for a device. Dropping it unmaps them: the device must be done with them.
+/// Extents that are mapped for a device. Dropping it unmaps them, and copies back what bounced: the device must be done
+/// with them.
 pub struct Batch {
     mapping: Option<Mapping>,
-    links: Vec<Link>,
+    /// Bytes from the start of the mapping that are linked.
+    linked: u64,
     ranges: Vec<MappedRange>,
 }
 
-/// Where in the reservation the first byte of `segment` goes if `end` bytes are taken: a granule begins there as in memory.
-/// What meets the segment before it on a granule continues it.
-fn place(segment: &Segment, end: u64, granule: u64) -> u64 {
-    end.next_multiple_of(granule) + (segment.phys.0 & (granule - 1))
+/// Where segments go in the reservation, in bytes from the start of its first IO page.
+#[derive(Clone, Copy)]
+struct Layout {
+    granule: u64,
+    /// Where in that page the mapping begins.
+    inside: u64,
+    /// What is taken.
+    end: u64,
+}
+
+impl Layout {
+    /// Takes a place for `segment`, which lies in its IO page there as it does in memory. What meets the segment before it
+    /// at the end of an IO page continues it.
+    fn place(&mut self, segment: &Segment) -> u64 {
+        let start = self.end.next_multiple_of(self.granule) + (segment.phys.0 & (self.granule - 1));
+        self.end = start + segment.len;
+        start
+    }
 }
 
 impl Batch {
@@ -107,26 +117,18 @@ impl Batch {
         let segments = Segments::new(device, extents);
         let segments: Vec<Segment> =
             segments.collect::<Result<_, _>>().map_err(|(at, reason)| BatchError::NoWay { at, reason })?;
-        if let Some(Segment { at, .. }) = segments.iter().find(|segment| segment.path == Path::Bounce) {
-            return Err(BatchError::Bounce { at: *at });
-        }
-        let granule = granule(device);
-        let linked = || segments.iter().filter(|segment| segment.path.is_linked());
-        let taken = linked().fold(0, |end, segment| place(segment, end, granule) + segment.len);
-        let mut batch = Self { mapping: None, links: Vec::new(), ranges: Vec::new() };
-        if let Some(first) = linked().next() {
-            let like = first.phys.0 & !(granule - 1);
-            batch.mapping = Mapping::try_alloc(device, taken.next_multiple_of(granule), like)?;
-        }
+        let mut batch = Self { mapping: None, linked: 0, ranges: Vec::new() };
+        let mut layout = batch.reserve(device, &segments)?;
         let limits = device.port().map_or_else(DmaLimits::default, |port| *port.limits());
-        let mut end = 0;
         for segment in &segments {
-            let dma = if segment.path.is_linked() {
-                let at = place(segment, end, granule);
-                end = at + segment.len;
-                batch.link(segment, at, granule)?
-            } else {
-                segment.unlinked_address(segment.at)
+            let dma = match &batch.mapping {
+                Some(mapping) if segment.path.is_linked() => {
+                    let start = layout.place(segment);
+                    batch.linked = link(mapping, segment, start, &layout)?;
+                    mapping.dma_address(start - layout.inside)
+                }
+                _ if segment.path.is_linked() => return Err(BatchError::Bounce { at: segment.at }),
+                _ => segment.unlinked_address(segment.at),
             };
             batch.push(segment, dma, &limits);
         }
@@ -136,15 +138,18 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Links the granules that hold `segment`, whose first byte goes to offset `at` of the reservation.
-    fn link(&mut self, segment: &Segment, at: u64, granule: u64) -> Result<DmaAddr, LinkError> {
-        let mapping = self.mapping.as_ref().expect("where a path is linked, something translates");
-        let into = at & (granule - 1);
-        let link = Link { offset: at - into, len: (into + segment.len).next_multiple_of(granule) };
-        let phys = PhysAddr(segment.phys.0 - into);
-        mapping.link(link.offset, phys, link.len, LeafSize::Huge)?;
-        self.links.push(link);
-        Ok(mapping.dma_address(at))
+    /// Reserves as much IOVA as `segments` take, if any of them takes any.
+    fn reserve(&mut self, device: &Arc<DmaDevice>, segments: &[Segment]) -> Result<Layout, IovaError> {
+        let linked = || segments.iter().filter(|segment| segment.path.is_linked());
+        let granule = device.space().map_or(1, |space| 1 << space.granule_shift());
+        let Some(first) = linked().next() else { return Ok(Layout { granule, inside: 0, end: 0 }) };
+        let empty = Layout { granule, inside: first.phys.0 & (granule - 1), end: 0 };
+        let mut layout = empty;
+        for segment in linked() {
+            layout.place(segment);
+        }
+        self.mapping = Mapping::try_alloc(device, layout.end - layout.inside, first.phys.0)?;
+        Ok(empty)
     }
 
     /// Adds a range, cut where the device wants it cut, or lengthens the last one.
@@ -197,18 +202,31 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        let Some(mapping) = &self.mapping else { return };
-        for Link { offset, len } in self.links.drain(..) {
-            if let Err(error) = mapping.unlink(offset, len) {
-                tracing::error!(%error, "a batch could not unlink what it linked");
-            }
+        if let Some(mapping) = &self.mapping
+            && let Err(error) = mapping.destroy(self.linked)
+        {
+            tracing::error!(%error, "a batch could not take down what it linked");
         }
     }
 }
 
-/// What links are multiples of.
-fn granule(device: &DmaDevice) -> u64 {
-    device.space().map_or(PAGE_SIZE, |space| PAGE_SIZE.max(1 << space.granule_shift()))
+/// Links the IO pages that hold `segment`, at `start` in the layout. Gives how far the mapping is linked then.
+fn link(mapping: &Mapping, segment: &Segment, start: u64, layout: &Layout) -> Result<u64, BatchError> {
+    let granule = layout.granule;
+    // The mapping itself may begin and end inside an IO page; everything else in it is whole ones.
+    let from = (start & !(granule - 1)).max(layout.inside) - layout.inside;
+    let to = (layout.end.next_multiple_of(granule) - layout.inside).min(mapping.len());
+    let (before, len) = (start - layout.inside - from, to - from);
+    // What an untrusted device must not see beside the memory is bounced, which the edges of a link are.
+    if segment.path == Path::Bounce && len != segment.len {
+        return Err(BatchError::Bounce { at: segment.at });
+    }
+    let phys = PhysAddr(segment.phys.0 - before);
+    match segment.path {
+        Path::HostBridge => mapping.link_mmio(from, phys, len, LeafSize::Huge)?,
+        _ => mapping.link(from, phys, len, LeafSize::Huge)?,
+    }
+    Ok(to)
 }
 
 /// That there is something, without gaps.
