@@ -158,7 +158,9 @@ impl Mapping {
         Ok(PhysAddr(phys.0 & !(granule - 1)))
     }
 
-    fn is_freed(&self) -> bool {
+    /// Whether the IOVA was given back: every call but [`Mapping::free`] is refused.
+    #[must_use]
+    pub fn is_freed(&self) -> bool {
         self.word.load(Ordering::Acquire) & FREED != 0
     }
 
@@ -263,6 +265,10 @@ impl Mapping {
         // More than can be counted is more than any mapping holds.
         let len = (frames.len() as u64).saturating_mul(PAGE_SIZE);
         let span = self.check(offset, len)?;
+        if span.len != len {
+            // Whole pages fill whole IO pages; a mapping that begins inside one has none at its start.
+            return Err(RangeError { offset, len, reserved: self.len(), granule }.into());
+        }
         self.meet(points::LINK, span.iova)?;
         self.count(span.len, 0)?;
         let space = self.space();
