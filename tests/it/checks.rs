@@ -197,11 +197,7 @@ impl Counts {
 
     /// Whether the counts are these, now or as soon as what other threads are still doing has ended.
     pub fn are_back(&self, machine: &Machine, space: &ProcessSpace) -> Verdict {
-        self.are_back_within(PATIENCE, machine, space)
-    }
-
-    pub fn are_back_within(&self, patience: Duration, machine: &Machine, space: &ProcessSpace) -> Verdict {
-        match within(patience, || Self::of(machine, space) == *self) {
+        match within(PATIENCE, || Self::of(machine, space) == *self) {
             true => Ok(()),
             false => Err(format!("leaked: {self:?} before, {:?} after", Self::of(machine, space))),
         }
@@ -232,7 +228,8 @@ pub fn until(condition: impl FnMut() -> bool) -> bool {
     within(PATIENCE, condition)
 }
 
-fn within(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+/// The same with another patience.
+pub fn within(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + patience;
     while !condition() {
         if Instant::now() > end {

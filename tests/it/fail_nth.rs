@@ -1,7 +1,7 @@
 //! Every verb with every one of its fallible steps failing in turn. After each failure all counts are what they were.
 
 use crate::bed::{Bed, hears_of_drops};
-use crate::checks::{Counts, PATIENCE, until};
+use crate::checks::{Counts, PATIENCE, until, within};
 use crate::remapped::Remapped;
 use anypage::machine::MachineConfig;
 use hw_model::addr::{DmaAddr, PAGE_SIZE, RegionAddr, page_bytes};
@@ -17,6 +17,7 @@ use odp::space::process::{Options, ProcessSpace};
 use odp::space::{Access, AddressSpace, UserRange};
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::time::Duration;
 
 /// Pages of the near region; as many again are memory to register.
@@ -71,20 +72,33 @@ pub struct Row {
 pub fn sweep(
     stand: &Stand,
     name: &'static str,
+    verb: impl FnMut() -> Result<Made, String>,
+) -> Result<Row, String> {
+    sweep_over(&stand.plan, stand.patience, || stand.counts(), name, verb)
+}
+
+/// The same for verbs under `plan` that may leave no trace in `counts`, if they are given `patience` to come back.
+pub fn sweep_over<C: PartialEq + Debug>(
+    plan: &FaultPlan,
+    patience: Duration,
+    counts: impl Fn() -> C,
+    name: &'static str,
     mut verb: impl FnMut() -> Result<Made, String>,
 ) -> Result<Row, String> {
     let mut row = Row { verb: name, points: Vec::new(), injected: 0, survived: 0 };
     for nth in 1..1000 {
-        let before = stand.counts();
-        stand.plan.fail_nth_from_now(nth);
+        let before = counts();
+        plan.fail_nth_from_now(nth);
         let outcome = verb();
-        let failed = stand.plan.failed_at();
-        stand.plan.disarm();
+        let failed = plan.failed_at();
+        plan.disarm();
         let succeeded = outcome.is_ok();
         let said = outcome.map(drop).err();
-        before
-            .are_back_within(stand.patience, &stand.bed.machine, &stand.bed.space)
-            .map_err(|leak| format!("{name}, failure {nth} at {failed:?} ({said:?}): {leak}"))?;
+        if !within(patience, || counts() == before) {
+            let after = counts();
+            let leak = format!("leaked: {before:?} before, {after:?} after");
+            return Err(format!("{name}, failure {nth} at {failed:?} ({said:?}): {leak}"));
+        }
         match failed {
             Some(point) => {
                 row.injected += 1;

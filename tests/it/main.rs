@@ -4,6 +4,7 @@ mod bad_input;
 mod bed;
 mod checks;
 mod dma;
+mod dmabuf;
 mod fail_nth;
 mod gate;
 mod invariants;

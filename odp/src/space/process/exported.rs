@@ -13,7 +13,7 @@ use hw_model::bus::HostMemory;
 use hw_model::fault_plan::Points;
 use hw_model::sync::Arc;
 use rustix::fd::AsFd;
-use rustix::fs::SeekFrom;
+use rustix::fs::{SealFlags, SeekFrom};
 use rustix::io::Errno;
 
 /// The exporter of a file's memory.
@@ -33,6 +33,10 @@ pub enum FileExportError {
         /// Bytes of the file.
         bytes: u64,
     },
+    /// Somebody could cut it short under a device. A memfd is sealed against that with F_SEAL_SHRINK, as udmabuf wants it too
+    /// (drivers/dma-buf/udmabuf.c); a DMABUF cannot be.
+    #[error("the file may shrink: seal it with F_SEAL_SHRINK")]
+    MayShrink,
     /// The kernel does not say how long it is, or does not map it shared, to be read and written.
     #[error("the file cannot be mapped to be shared: {reason}")]
     NotMappable {
@@ -42,8 +46,7 @@ pub enum FileExportError {
 }
 
 impl FileExport {
-    /// A buffer of all of `file`. The file stays in use while the buffer is. Where the file is cut short later, accesses fail
-    /// as those of memory that vanished do.
+    /// A buffer of all of `file`. The file's memory stays in use while the buffer does.
     ///
     /// # Errors
     /// See [`FileExportError`].
@@ -58,11 +61,26 @@ impl FileExport {
         if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) {
             return Err(FileExportError::NotWholePages { bytes });
         }
+        // Asked after the length, which is the final one if the file is sealed.
+        if !is_dmabuf(&file).map_err(refused)? && !is_sealed(&file) {
+            return Err(FileExportError::MayShrink);
+        }
         let view = Arc::new(View::of_file(&file, bytes).map_err(refused)?);
         let base = space.memory.add_window(view);
         let exporter = Arc::new(Self { space: Arc::clone(space), base, pages: bytes / PAGE_SIZE });
         Ok(Dmabuf::own(exporter, points))
     }
+}
+
+/// Of the file system that DMABUFs are files of (include/uapi/linux/magic.h, DMA_BUF_MAGIC).
+const DMA_BUF_MAGIC: i64 = 0x444d_4142;
+
+fn is_dmabuf(file: impl AsFd) -> Result<bool, Errno> {
+    Ok(rustix::fs::fstatfs(file)?.f_type == DMA_BUF_MAGIC)
+}
+
+fn is_sealed(file: impl AsFd) -> bool {
+    rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
 }
 
 impl Exporter for FileExport {
