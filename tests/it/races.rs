@@ -28,7 +28,7 @@ fn random(seed: u64) -> ChaCha8Rng {
 }
 
 /// Tells threads to stop, also when the test fails.
-struct Stop<'a>(&'a AtomicBool);
+pub struct Stop<'a>(pub &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {

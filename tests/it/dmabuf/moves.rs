@@ -2,13 +2,15 @@
 
 use super::*;
 use crate::bed::post;
+use crate::races::Stop;
 use anypage::machine::End;
 use hw_model::bus::DmaEpoch;
+use hw_model::fault_plan::{Action, Rule};
 use hw_model::hca::{Entry, OperationCode, Remote, Sge};
+use hw_model::sync::atomic::{AtomicBool, Ordering};
 use odp::space::dmabuf::{MigrationError, MoveError};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const PAGES: u64 = 16;
@@ -133,7 +135,11 @@ fn pages_migrate_one_by_one_under_regions_of_a_switch_path_and_a_host_bridge_pat
 fn traffic_goes_on_while_pages_migrate_and_no_byte_is_lost() {
     for (iommu, options) in [(true, RegisterOptions::on_demand()), (false, RegisterOptions::pinned())] {
         let config = MachineConfig { iommu, ..MachineConfig::default() };
-        let mut stand = Stand::new(64, &config, MigratingOptions::default());
+        // Bytes take their time, so that somebody would see it if pages were given out before theirs have come.
+        let slow = Action::Delay(Duration::from_micros(200));
+        let plan = FaultPlan::new(0, vec![Rule::always("odp.dmabuf.copy", slow)]);
+        let points = Points::with(&plan);
+        let mut stand = Stand::new(64, &config, MigratingOptions { points, ..MigratingOptions::default() });
         let before = Held::of(stand.buffer());
         let memory = stand.import(ImportMode::Dynamic);
         let bed = stand.bed(&memory, options);
@@ -142,6 +148,7 @@ fn traffic_goes_on_while_pages_migrate_and_no_byte_is_lost() {
         let over = AtomicBool::new(false);
         let mut random = ChaCha8Rng::seed_from_u64(5);
         std::thread::scope(|scope| {
+            let _stop = Stop(&over);
             let (gpu, over) = (&stand.gpu, &over);
             scope.spawn(move || {
                 let mut random = ChaCha8Rng::seed_from_u64(6);
@@ -176,7 +183,6 @@ fn traffic_goes_on_while_pages_migrate_and_no_byte_is_lost() {
                     );
                 }
             }
-            over.store(true, Ordering::Release);
         });
         let mut seen = vec![0; size as usize];
         stand.gpu.read_at(0, &mut seen).expect("nothing is on its way");
