@@ -64,7 +64,7 @@ fn every_step_of_a_buffers_life_may_fail_and_leaves_nothing() {
             // What came in goes again, so that counts can be compared; that does not fail.
             plan.disarm();
             empty();
-            (there?, back?);
+            there.and(back)?;
             advised.map_err(|error| words(&error))?;
             Ok(Box::new(()) as Made)
         }));
