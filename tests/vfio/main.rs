@@ -10,15 +10,18 @@ mod nvme;
 mod bed;
 mod contract;
 mod controller;
+mod differences;
+mod differential;
 mod kernel;
 mod limits;
+mod sequence;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 
 type Test = fn(&bed::Bed) -> Result<(), Failed>;
 
-const TESTS: &[(&str, Test)] = &[
+const TESTS: [(&str, Test); 14] = [
     ("addresses_kept_for_interrupts_are_never_given_out", contract::interrupts),
     ("what_breaks_the_contract_is_refused_as_by_the_modelled_iommu", contract::refusals),
     ("the_kernel_alone_refuses_less", contract::kernel_alone),
@@ -32,6 +35,7 @@ const TESTS: &[(&str, Test)] = &[
     ("a_scatter_gather_list_reaches_what_it_names", controller::scattered_list),
     ("data_lands_in_the_page_that_was_linked_last", controller::relinked),
     ("nothing_lands_through_a_page_that_was_unlinked", controller::unlinked),
+    ("random_sequences_end_alike_on_both", differential::sequences),
 ];
 
 fn main() -> ExitCode {
@@ -44,9 +48,12 @@ fn main() -> ExitCode {
             None
         }
     };
-    let trials = TESTS.iter().map(|&(name, test)| match bed.clone() {
+    let trials = TESTS.into_iter().map(|(name, test)| match bed.clone() {
         Some(bed) => Trial::test(name, move || test(&bed)),
         None => Trial::test(name, || Ok(())).with_ignored_flag(true),
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let documented = Trial::test("the_document_names_every_difference_and_its_test", || {
+        differences::documented(&TESTS.map(|(name, _)| name))
+    });
+    libtest_mimic::run(&arguments, trials.chain([documented]).collect()).exit_code()
 }
