@@ -4,6 +4,8 @@
 //! `tests/lab/vm --iommu` sets it. Without one every test is a skip that is counted. The group has one container at a
 //! time, so the tests run one after the other.
 
+#[path = "../../mr/tests/two_step/calls.rs"]
+mod calls;
 #[path = "../../examples/block_io/nvme/mod.rs"]
 mod nvme;
 
@@ -14,7 +16,6 @@ mod differences;
 mod differential;
 mod kernel;
 mod limits;
-mod sequence;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
