@@ -4,9 +4,17 @@
 //! `cargo run --release --example block_io` prints the ranges that the DMA layer makes of it, the PRP list and the SGL,
 //! behind an IOMMU and without one; a modelled controller then moves the data both ways by each list, and every byte is
 //! compared. It ends with 1 if one was wrong.
+//!
+//! With the feature `vfio`, `--device nvme` has a real controller do it, behind an IOMMU that the kernel programs:
+//! `cargo build --features vfio --example block_io`, then
+//! `tests/lab/vm --iommu -- target/debug/examples/block_io --device nvme`.
 
 mod controller;
 mod memory;
+#[cfg(feature = "vfio")]
+mod nvme;
+#[cfg(feature = "vfio")]
+mod real;
 mod report;
 
 use clap::{Parser, ValueEnum};
@@ -22,6 +30,8 @@ use mr::dma::DmaDevice;
 use mr::dma::batch::Batch;
 use odp::space::process::{OwnedMemory, ProcessSpace};
 use report::{Report, Run};
+use serde::Serialize;
+use std::fmt::Display;
 use std::process::ExitCode;
 
 /// Anything that can go wrong.
@@ -36,6 +46,10 @@ struct Args {
     /// Behind an IOMMU, without one, or one after the other.
     #[arg(long, value_enum, default_value_t = Translation::Both)]
     iommu: Translation,
+    /// PCI address of the controller, for `--device nvme`. In the laboratory it need not be said.
+    #[cfg(feature = "vfio")]
+    #[arg(long)]
+    pci: Option<mr::dma::vfio::PciAddress>,
     /// Prints one JSON object instead of tables.
     #[arg(long)]
     json: bool,
@@ -46,6 +60,9 @@ struct Args {
 enum DeviceKind {
     /// A model on a modelled bus, in this process.
     Model,
+    /// A real one that is bound to vfio-pci. Its first blocks are overwritten.
+    #[cfg(feature = "vfio")]
+    Nvme,
 }
 
 /// What stands between the controller and memory.
@@ -66,30 +83,45 @@ const LIST_PAGES: u64 = 8;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let settings: &[bool] = match args.iommu {
+    match args.device {
+        DeviceKind::Model => {
+            let report = model(args.iommu);
+            end(report.map(|report| (report.is_clean(), report)), args.json)
+        }
+        #[cfg(feature = "vfio")]
+        DeviceKind::Nvme => {
+            let report = real::run(args.pci);
+            end(report.map(|report| (report.is_clean(), report)), args.json)
+        }
+    }
+}
+
+/// Has the modelled controller carry the request out.
+fn model(iommu: Translation) -> Result<Report, Error> {
+    let settings: &[bool] = match iommu {
         Translation::On => &[true],
         Translation::Off => &[false],
         Translation::Both => &[true, false],
     };
-    let runs: Result<Vec<Run>, Error> = settings
-        .iter()
-        .map(|iommu| match args.device {
-            DeviceKind::Model => run(*iommu),
-        })
-        .collect();
-    let report = match runs {
-        Ok(runs) => Report { runs },
+    let runs: Result<Vec<Run>, Error> = settings.iter().map(|iommu| run(*iommu)).collect();
+    Ok(Report { runs: runs? })
+}
+
+/// Prints a report, which is clean or not.
+fn end(report: Result<(bool, impl Serialize + Display), Error>, json: bool) -> ExitCode {
+    let (is_clean, report) = match report {
+        Ok(report) => report,
         Err(error) => {
             eprintln!("block_io: {error}");
             return ExitCode::from(3);
         }
     };
-    if args.json {
+    if json {
         println!("{}", serde_json::to_string_pretty(&report).expect("the report is plain data"));
     } else {
         print!("{report}");
     }
-    ExitCode::from(u8::from(!report.is_clean()))
+    ExitCode::from(u8::from(!is_clean))
 }
 
 /// Maps the request, builds both lists, and moves its data both ways by each.
@@ -97,7 +129,7 @@ fn run(iommu: bool) -> Result<Run, Error> {
     let memory = RequestMemory::new(iommu)?;
     let mut disk = Controller::new(memory.disk().clone())?;
     let request = BlockRequest::map(memory.dma(), &memory.bvecs())?;
-    let mut run = Run::new(iommu, &memory, &request);
+    let mut run = Run::new(iommu, memory.bvecs().len(), |point| memory.steps(point), &request);
     let lists = ListMemory::new(memory.space(), memory.dma())?;
     let prp = request.prp(ControllerPage::SMALLEST, MAX_BYTES)?;
     let prp = (prp.build(&lists.pages[..LIST_PAGES as usize / 2])?, prp);
@@ -157,6 +189,10 @@ impl ListMemory {
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             self.write(*at, &bytes)?;
         }
+        self.hold_sgl(sgl)
+    }
+
+    fn hold_sgl(&self, sgl: &Sgl) -> Result<(), Error> {
         for (at, descriptors) in &sgl.segments {
             let bytes: Vec<u8> = descriptors.iter().flat_map(|one| one.to_bytes()).collect();
             self.write(*at, &bytes)?;

@@ -1,8 +1,8 @@
 //! What is printed: tables for people, the same as JSON.
 
-use crate::memory::RequestMemory;
 use comfy_table::{CellAlignment, Table, presets};
 use hw_model::addr::PAGE_SIZE;
+use hw_model::fault_plan::Point;
 use mr::block::BlockRequest;
 use mr::block::prp::{Prp, PrpPlan};
 use mr::block::sgl::{Descriptor, DescriptorKind, Sgl, SglPlan};
@@ -111,8 +111,8 @@ impl From<&Descriptor> for SglDescriptor {
 }
 
 impl Run {
-    /// What the DMA layer made of the request, and how often it was called so far.
-    pub fn new(iommu: bool, memory: &RequestMemory, request: &BlockRequest) -> Self {
+    /// What the DMA layer made of the request of `bvecs` bvecs, and how often it came to a point so far.
+    pub fn new(iommu: bool, bvecs: usize, steps: impl Fn(Point) -> u64, request: &BlockRequest) -> Self {
         let ranges = request.ranges().iter().map(|mapped| Range {
             at: mapped.at,
             dma: mapped.range.dma.0,
@@ -123,11 +123,11 @@ impl Run {
         Self {
             iommu,
             bytes: request.bytes(),
-            bvecs: memory.bvecs().len(),
+            bvecs,
             reserved_iova: request.reserved(),
-            reserves: memory.steps(points::RESERVE),
-            links: memory.steps(points::LINK),
-            syncs: memory.steps(points::SYNC),
+            reserves: steps(points::RESERVE),
+            links: steps(points::LINK),
+            syncs: steps(points::SYNC),
             ranges: ranges.collect(),
             prp: PrpView::default(),
             sgl: SglView::default(),
@@ -157,6 +157,11 @@ impl Run {
         };
     }
 
+    /// Whether every byte of every command was right.
+    pub fn is_clean(&self) -> bool {
+        self.moved.len() == 4 && self.moved.iter().all(|moved| moved.correct)
+    }
+
     /// How the data at `dma` is reached.
     fn path_of(&self, dma: u64) -> &str {
         let range = self.ranges.iter().find(|range| (range.dma..range.dma + range.bytes).contains(&dma));
@@ -167,7 +172,7 @@ impl Run {
 impl Report {
     /// Whether every byte of every command was right.
     pub fn is_clean(&self) -> bool {
-        self.runs.iter().all(|run| run.moved.len() == 4 && run.moved.iter().all(|moved| moved.correct))
+        self.runs.iter().all(Run::is_clean)
     }
 }
 

@@ -43,7 +43,7 @@ impl Bed {
     }
 }
 
-/// A mapping of `len` bytes for a device behind `container`.
+/// A mapping of `len` bytes for the devices behind `container`.
 pub fn mapping(container: &Arc<VfioContainer>, len: u64) -> Mapping {
     let device = DmaDevice::over(Arc::clone(container) as _, DmaConfig::default());
     Mapping::try_alloc(&device, len, 0).expect("there is room").expect("a container translates")

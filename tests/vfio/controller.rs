@@ -1,6 +1,6 @@
 //! A controller that moves bytes through links.
 
-use crate::bed::{Bed, PAGE};
+use crate::bed::{Bed, PAGE, mapping};
 use crate::nvme::{Controller, Data, Direction, NvmeError, Status};
 use hw_model::addr::DmaAddr;
 use hw_model::iommu::LeafSize;
@@ -24,10 +24,6 @@ fn pattern(seed: u64) -> Vec<u8> {
     (0..PAGE).map(|at| (at * 7 + at / 256 + seed * 31) as u8).collect()
 }
 
-fn mapping(controller: &Controller, pages: u64) -> Result<Mapping, Failed> {
-    Ok(Mapping::try_alloc(controller.dma(), pages * PAGE, 0)?.expect("a container translates"))
-}
-
 fn prp(mapping: &Mapping, page: u64) -> Data {
     Data::Prp(mapping.dma_address(page * PAGE), DmaAddr(0))
 }
@@ -37,7 +33,7 @@ pub fn round_trip(bed: &Bed) -> Result<(), Failed> {
     let container = bed.container()?;
     let mut controller = Controller::start(&container, bed.address, &bed.space)?;
     let (memory, phys) = bed.memory(4);
-    let mapping = mapping(&controller, 4)?;
+    let mapping = mapping(&container, 4 * PAGE);
     // Scattered in memory, contiguous for the device.
     let order = [2, 0, 3, 1];
     for (slot, page) in order.into_iter().enumerate() {
@@ -68,7 +64,7 @@ pub fn relinked(bed: &Bed) -> Result<(), Failed> {
     let container = bed.container()?;
     let mut controller = Controller::start(&container, bed.address, &bed.space)?;
     let (memory, phys) = bed.memory(3);
-    let mapping = mapping(&controller, 1)?;
+    let mapping = mapping(&container, PAGE);
     let step = blocks(&controller);
     memory.write_at(0, &pattern(40))?;
     mapping.link(0, phys, PAGE, LeafSize::Page)?;
@@ -94,7 +90,7 @@ pub fn unlinked(bed: &Bed) -> Result<(), Failed> {
     let container = bed.container()?;
     let mut controller = Controller::start(&container, bed.address, &bed.space)?;
     let (memory, phys) = bed.memory(2);
-    let mapping = mapping(&controller, 2)?;
+    let mapping = mapping(&container, 2 * PAGE);
     let step = blocks(&controller);
     memory.write_at(0, &pattern(50))?;
     mapping.link(0, phys, 2 * PAGE, LeafSize::Page)?;
@@ -122,7 +118,7 @@ pub fn scattered_list(bed: &Bed) -> Result<(), Failed> {
     let mut controller = Controller::start(&container, bed.address, &bed.space)?;
     assert!(controller.identity().sgl, "{:?} takes no scatter-gather lists", controller.identity());
     let (memory, phys) = bed.memory(2);
-    let mapping = mapping(&controller, 2)?;
+    let mapping = mapping(&container, 2 * PAGE);
     mapping.link(0, phys, 2 * PAGE, LeafSize::Page)?;
     mapping.sync(0, 2 * PAGE)?;
     let step = blocks(&controller);

@@ -1,7 +1,7 @@
 //! The same random calls on the modelled IOMMU and on the kernel's, and then the truth: a controller writes through the
 //! IOVAs, and what it wrote must have landed where the model says, or nowhere.
 
-use crate::bed::{Bed, PAGE};
+use crate::bed::{Bed, PAGE, mapping};
 use crate::calls::{Call, MEMORY, Outcome, Run, Stage};
 use crate::nvme::{Controller, Data, Direction};
 use hw_model::addr::{DmaAddr, Iova, PAGE_SHIFT, PhysAddr};
@@ -103,7 +103,7 @@ pub fn sequences(bed: &Bed) -> Result<(), Failed> {
     let (memory, base) = bed.memory(MEMORY / PAGE);
     let controller = Controller::start(&container, bed.address, &bed.space)?;
     let queues = container.limits().pinned;
-    let mut probe = Probe::new(controller, memory, base)?;
+    let mut probe = Probe::new(controller, mapping(&container, MEMORY), memory, base)?;
     let model = Domain::new(DomainConfig { width: container.width(), ..DomainConfig::default() })?;
     let real = Side::new(Arc::clone(&container) as _, base);
     let modelled = Side::new(Arc::clone(&model) as _, base);
@@ -170,8 +170,7 @@ struct Probe {
 }
 
 impl Probe {
-    fn new(controller: Controller, pool: OwnedMemory, base: PhysAddr) -> Result<Self, Failed> {
-        let own = Mapping::try_alloc(controller.dma(), pool.size(), 0)?.expect("a container translates");
+    fn new(controller: Controller, own: Mapping, pool: OwnedMemory, base: PhysAddr) -> Result<Self, Failed> {
         own.link(0, base, pool.size(), LeafSize::Large)?;
         own.sync(0, pool.size())?;
         Ok(Self { controller, pool, base, mark: 0, own })

@@ -145,7 +145,6 @@ pub struct Controller {
     mapping: Mapping,
     /// Memory of the queues, and one page more for what Identify says.
     memory: OwnedMemory,
-    dma: Arc<DmaDevice>,
     identity: Identity,
 }
 
@@ -171,17 +170,11 @@ impl Controller {
         let admin = Queue::new(0, DEPTH, 0, stride);
         let io = Queue::new(1, DEPTH, PAGES_A_PAIR * PAGE_SIZE, stride);
         let identity = Identity { model: String::new(), sgl: false, most_bytes: None, block: 512, blocks: 0 };
-        let mut controller = Self { bar, device, admin, io, mapping, memory, dma, identity };
+        let mut controller = Self { bar, device, admin, io, mapping, memory, identity };
         controller.enable()?;
         controller.identify()?;
         controller.create_io_queues()?;
         Ok(controller)
-    }
-
-    /// The device that memory is linked for, for the controller to reach.
-    #[must_use]
-    pub fn dma(&self) -> &Arc<DmaDevice> {
-        &self.dma
     }
 
     /// What it is.
