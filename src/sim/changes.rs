@@ -28,6 +28,11 @@ impl World {
         if !self.swarm.changes[kind] {
             return Ok(());
         }
+        match kind {
+            19 => return self.begin_migration(host),
+            20 => return self.begin_revocation(host),
+            _ => {}
+        }
         let Some(process) = self.some_process(Some(host)) else { return Ok(()) };
         let begun = match self.some_change(kind, process) {
             None => return Ok(()),
@@ -145,7 +150,11 @@ impl World {
     }
 
     pub(super) fn step_some_change(&mut self) -> Result<(), Broken> {
-        let Some(index) = self.choices.index(self.changes.len()) else { return Ok(()) };
+        let under_way = self.changes.len() + self.buffer_changes.len();
+        let Some(index) = self.choices.index(under_way) else { return Ok(()) };
+        if let Some(index) = index.checked_sub(self.changes.len()) {
+            return self.step_some_buffer_change(index);
+        }
         if self.choices.chance(30) {
             // Given up: nothing has changed, and what was hidden comes back when it is asked for.
             drop(self.changes.swap_remove(index));
@@ -202,7 +211,7 @@ impl World {
                     let child = self.processes.len();
                     let Process { host, arena, .. } = self.processes[process];
                     self.memory.fork(process, child);
-                    self.processes.push(Process { host, space: Some(space), arena });
+                    self.processes.push(Process { host, space: Some(space), buffer: None, arena });
                 }
             }
             // None of the others changes a byte.

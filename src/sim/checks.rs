@@ -6,7 +6,6 @@ use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Entry, Path};
 use mr::Region;
 use odp::page::PageRun;
-use odp::space::sim::SimSpace;
 use odp::space::{AddressSpace, FaultError};
 use std::collections::BTreeMap;
 
@@ -19,7 +18,7 @@ fn broken<T>(rule: &'static str, detail: String) -> Result<T, Broken> {
 }
 
 /// What is present in `range`, by page: its frame, and whether it may be written.
-fn present(space: &SimSpace, range: VirtRange) -> BTreeMap<u64, (PhysAddr, bool)> {
+fn present(space: &dyn AddressSpace, range: VirtRange) -> BTreeMap<u64, (PhysAddr, bool)> {
     let mut found = BTreeMap::new();
     let mut left = range;
     loop {
@@ -57,7 +56,7 @@ impl World {
         self.regions.iter().try_for_each(|slot| self.check_region(slot))?;
         (0..self.devices.len()).try_for_each(|device| self.check_device(device))?;
         (0..self.devices.len()).try_for_each(|device| self.check_counts(device))?;
-        self.living(None).into_iter().try_for_each(|process| self.check_intervals(process))
+        (0..self.processes.len()).try_for_each(|process| self.check_intervals(process))
     }
 
     /// Every valid entry leads to the frame that the process has there now, with no more rights than it has (invariants 1
@@ -75,8 +74,7 @@ impl World {
                 continue;
             }
             valid += 1;
-            let frames = frames
-                .get_or_insert_with(|| present(self.space(place.process), place.range().page_aligned()));
+            let frames = frames.get_or_insert_with(|| self.present(place));
             self.check_entry(place, entry, first + index as u64, frames)?;
         }
         let report = region.report();
@@ -85,6 +83,11 @@ impl World {
             return broken("invariant 9: counts are those of the entries", detail);
         }
         Ok(())
+    }
+
+    fn present(&self, place: &Place) -> BTreeMap<u64, (PhysAddr, bool)> {
+        let space = self.address_space(place.process);
+        space.map_or_else(BTreeMap::new, |space| present(space, place.range().page_aligned()))
     }
 
     fn check_entry(
@@ -103,7 +106,7 @@ impl World {
             Path::Direct => Some(entry.address().to_phys_identity()),
             Path::BusAddress => {
                 let bus = port.bus();
-                let mut bars = (0..2).filter_map(|provider| bus.bar(hw_model::bus::ProviderId(provider)));
+                let mut bars = (0..3).filter_map(|provider| bus.bar(hw_model::bus::ProviderId(provider)));
                 bars.find_map(|bar| {
                     let offset = entry.address().0.checked_sub(bar.bus_base().0)?;
                     (offset < bar.size()).then(|| bar.base().offset(offset))
@@ -197,7 +200,8 @@ impl World {
         let regions = self.regions.iter().filter(|slot| of(&slot.place)).count();
         let coming = self.registrations.iter().filter(|(place, _)| of(place)).count();
         let going = self.teardowns.iter().filter(|(place, _)| of(place)).count();
-        let stats = self.space(process).notifiers().stats();
+        let Some(space) = self.address_space(process) else { return Ok(()) };
+        let stats = space.notifiers().stats();
         if stats.intervals != (regions + coming + going) as u64 {
             let detail =
                 format!("process {process}: {stats:?}; regions: {regions}, {coming} coming, {going} going");

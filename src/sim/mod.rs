@@ -9,11 +9,12 @@
 //! ```text
 //! choices    every decision of a run           network   packets in virtual time
 //! memory     the oracle; with transfers, and bytes: those of one page
-//! setup      hosts, devices, processes         traffic, regions, changes, programs   what steps do
+//! setup      hosts, devices, processes         traffic, regions, changes, buffers, programs   what steps do
 //! world      the state and the steps           checks, settle              what must hold, during and at the end
 //! runner     many seeds on several threads     shrink    shorter traces    command   the command line
 //! ```
 
+mod buffers;
 mod bytes;
 mod changes;
 mod checks;

@@ -9,7 +9,12 @@ use odp::space::{Access, FaultError};
 impl World {
     /// Part of a page or two.
     fn some_piece(&mut self) -> Option<Piece> {
-        let process = self.some_process(None)?;
+        let process = if self.choices.chance(100) {
+            let host = self.choices.below(self.hosts.len() as u32) as usize;
+            self.exported(host)
+        } else {
+            self.some_process(None)?
+        };
         let page = self.some_page(process)?;
         let start = u64::from(self.choices.below(4096));
         let len = 1 + self.choices.below(300) as usize;
@@ -32,7 +37,7 @@ impl World {
     /// The program reads, and sees what it may.
     pub(super) fn read(&mut self, piece: Piece) -> Result<(), Broken> {
         let mut seen = vec![0; piece.len];
-        let result = self.space(piece.process).cpu_read(piece.at, &mut seen);
+        let result = self.cpu_read(piece.process, piece.at, &mut seen);
         self.note(|| format!("cpu reads {piece:?}: {result:?}"));
         self.judge(piece, Access::Read, result)?;
         if result.is_ok() {
@@ -45,7 +50,7 @@ impl World {
     pub(super) fn write_some(&mut self) -> Result<(), Broken> {
         let Some(piece) = self.some_piece() else { return Ok(()) };
         let data = self.fresh_bytes(piece.len);
-        let result = self.space(piece.process).cpu_write(piece.at, &data);
+        let result = self.cpu_write(piece.process, piece.at, &data);
         self.note(|| format!("cpu writes {piece:?}: {result:?}"));
         self.judge(piece, Access::Write, result)?;
         // The pages before the one that could not be had have been written.

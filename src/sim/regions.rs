@@ -7,7 +7,7 @@ use hw_model::hca::Access as Rights;
 use mr::device::RegisterError;
 use mr::{MapRegionError, Region, RegisterOptions, Teardown};
 use odp::fault::{Progress, Want};
-use odp::space::{Access, UserRange, WatchError};
+use odp::space::{Access, WatchError};
 
 /// Regions of one device, those on their way in and out too.
 const MOST_REGIONS: usize = 5;
@@ -36,7 +36,11 @@ impl World {
         if self.regions_of(device) >= MOST_REGIONS {
             return Ok(());
         }
-        let Some(process) = self.some_process(Some(host)) else { return Ok(()) };
+        let process = match self.choices.chance(200) {
+            true => Some(self.exported(host)),
+            false => self.some_process(Some(host)),
+        };
+        let Some(process) = process else { return Ok(()) };
         let Some(page) = self.some_page(process) else { return Ok(()) };
         let mut most = if self.choices.chance(100) { 600 } else { MOST_PAGES };
         most = self.choices.between(1, most);
@@ -53,7 +57,7 @@ impl World {
         let at = VirtAddr::from_page_number(page).offset(skip);
         let options = self.some_options();
         let place = Place { device, process, at, len };
-        let memory = UserRange::simulated(self.space(process), place.range());
+        let Some(memory) = self.user_range(&place) else { return Ok(()) };
         let begun = self.devices[device].pd.begin_register(&memory, options);
         self.note(|| format!("register {place:?} {options:?}: {:?}", begun.as_ref().map(|_| ())));
         match begun {

@@ -60,7 +60,7 @@ impl World {
         let detail = format!(
             "requests {:?}; {} changes, {} registrations, {} pieces of advice, {} teardowns; engines asleep: {:?}; faults: {:?}",
             self.requests.keys().collect::<Vec<_>>(),
-            self.changes.len(),
+            self.changes.len() + self.buffer_changes.len(),
             self.registrations.len(),
             self.advices.len(),
             self.teardowns.len(),
@@ -77,6 +77,7 @@ impl World {
         self.requests.is_empty()
             && self.network.is_empty()
             && self.changes.is_empty()
+            && self.buffer_changes.is_empty()
             && self.registrations.is_empty()
             && self.advices.is_empty()
             && self.teardowns.is_empty()
@@ -107,6 +108,12 @@ impl World {
         for index in (0..self.changes.len()).rev() {
             moved |= self.step_change(index)?;
         }
+        for index in (0..self.buffer_changes.len()).rev() {
+            // A revocation that ends takes migrations with it.
+            if index < self.buffer_changes.len() {
+                moved |= self.step_buffer_change(index)?;
+            }
+        }
         for index in (0..self.registrations.len()).rev() {
             moved |= self.step_registration(index)?;
         }
@@ -122,7 +129,7 @@ impl World {
 
     /// Every page of every process.
     fn read_everything(&mut self) -> Result<(), Broken> {
-        for process in self.living(None) {
+        for process in self.living(None).into_iter().chain(self.buffers()) {
             let pages: Vec<u64> = self.memory.pages(process).map(|(page, _)| page).collect();
             for page in pages {
                 self.read(Piece { process, at: VirtAddr::from_page_number(page), len: 4096 })?;
@@ -133,6 +140,7 @@ impl World {
 
     /// Everything is given back, and nothing is left of it.
     fn give_back(&mut self) -> Result<(), Broken> {
+        self.check_buffers()?;
         self.count_devices();
         self.connections.clear();
         let mut hcas = Vec::new();

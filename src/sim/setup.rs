@@ -1,5 +1,6 @@
 //! A world is put together: hosts, their buses and devices, processes and what they have mapped, connections.
 
+use super::buffers::Exportable;
 use super::choices::Choices;
 use super::memory::Memory;
 use super::network::{Network, Weather};
@@ -17,6 +18,7 @@ use hw_model::sync::Arc;
 use mr::device::Device;
 use mr::device::model::{ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
+use odp::space::dmabuf::BarPart;
 use odp::space::sim::{
     DeviceKind, DeviceMemoryId, FaultMode, MapRequest, ObjectId, Protection, Residence, SimConfig, SimHost,
     Source,
@@ -91,6 +93,7 @@ impl World {
             requests: Default::default(),
             retired: Vec::new(),
             changes: Vec::new(),
+            buffer_changes: Vec::new(),
             disturbances: 0,
             dead_keys: Vec::new(),
             counts: Counts::default(),
@@ -143,6 +146,13 @@ impl World {
         };
         let peer = bar(DeviceKind::Peer)?;
         let coherent = bar(DeviceKind::Coherent)?;
+        let exported: Arc<dyn BarStorage> = some(RamStorage::new(OBJECT_PAGES * PAGE_SIZE))?;
+        let exported = setup(bus.add_bar(gpu.device(), exported))?;
+        let exportable = Exportable {
+            system: setup(sim.system_pages(OBJECT_PAGES))?,
+            part: setup(BarPart::new(&exported, 0, OBJECT_PAGES * PAGE_SIZE))?,
+            fails: !plan.is_empty(),
+        };
         let storage: Arc<dyn BarStorage> = some(RamStorage::new(DEVICE_PAGES * PAGE_SIZE))?;
         let base = PhysAddr(0x2000_0000_0000);
         let private = setup(sim.add_device(DeviceKind::Private, ProviderId(63), base, storage))?;
@@ -156,6 +166,8 @@ impl World {
             private,
             devices: Vec::new(),
             next_arena: ARENA,
+            exportable,
+            exports: Vec::new(),
             sim,
         };
         for (object, pages) in [
@@ -178,7 +190,7 @@ impl World {
         for _ in 0..processes {
             self.add_process(index)?;
         }
-        Ok(())
+        self.export(index)
     }
 
     fn add_device(
@@ -217,8 +229,8 @@ impl World {
         };
         let plan = (!plan.is_empty()).then(|| FaultPlan::new(seed(choices), plan.iter().map(rule).collect()));
         let points = plan.as_ref().map_or(Points::OFF, Points::with);
-        // Neighbouring numbers of the BARs: the DMABUF's, then that of coherent memory.
-        let routes = [0, 1].map(|provider| port.peer_route(ProviderId(provider)));
+        // Neighbouring numbers of the BARs: the mapped DMABUF's, that of coherent memory, the exported buffer's.
+        let routes = [0, 1, 2].map(|provider| port.peer_route(ProviderId(provider)));
         let reaches_peers =
             routes.iter().all(|route| route.is_some_and(|route| route != PeerRoute::NotSupported));
         let config = ModelConfig { hca, dma: DmaConfig { points, ..DmaConfig::default() } };
@@ -238,7 +250,7 @@ impl World {
         let arena = self.hosts[host].next_arena;
         self.hosts[host].next_arena += ARENA_STRIDE;
         self.memory.add_process(process);
-        self.processes.push(Process { host, space: Some(space), arena });
+        self.processes.push(Process { host, space: Some(space), buffer: None, arena });
         let mut page = arena;
         let parts = 3 + self.choices.below(4);
         for _ in 0..parts {

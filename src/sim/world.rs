@@ -1,5 +1,6 @@
 //! The world and what happens in it next.
 
+use super::buffers::{Buffer, BufferChange, Exportable};
 use super::choices::{Choices, Trace};
 use super::memory::{Memory, Piece};
 use super::network::Network;
@@ -35,6 +36,10 @@ pub struct Host {
     pub(super) private: DeviceMemoryId,
     pub(super) devices: Vec<usize>,
     pub(super) next_arena: u64,
+    /// What its driver exports.
+    pub(super) exportable: Exportable,
+    /// The buffers that it was and is, as processes; the last is the one that lives.
+    pub(super) exports: Vec<usize>,
 }
 
 /// An HCA and what software keeps of it.
@@ -64,6 +69,8 @@ pub struct Process {
     pub(super) host: usize,
     /// `None` once it has ended.
     pub(super) space: Option<Arc<SimSpace>>,
+    /// It is none, but a buffer.
+    pub(super) buffer: Option<Buffer>,
     /// First page of its memory.
     pub(super) arena: u64,
 }
@@ -154,7 +161,7 @@ pub enum Action {
 }
 
 /// Kinds of changes that are switched on or off by the run: which pages go, and why.
-pub const CHANGES: usize = 19;
+pub const CHANGES: usize = 21;
 
 /// What this run does much of, and what not at all.
 pub struct Swarm {
@@ -237,6 +244,7 @@ pub struct World {
     pub(super) requests: BTreeMap<u64, Request>,
     pub(super) retired: Vec<Retired>,
     pub(super) changes: Vec<Change>,
+    pub(super) buffer_changes: Vec<BufferChange>,
     /// Regions that went, and changes that took away pages or rights.
     pub(super) disturbances: u64,
     /// Keys of regions that are gone, with the device and an address they had.

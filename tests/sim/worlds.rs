@@ -31,6 +31,9 @@ fn a_handful_of_seeds_is_clean_and_everything_happens_in_them() {
         "requests: flushed",
         "registrations that failed",
         "processes ended",
+        "buffers revoked",
+        "pages migrated",
+        "migrations refused because of a pin",
         "bytes verified",
     ];
     let never: Vec<_> = happened.into_iter().filter(|what| tally.counts.get(what) == 0).collect();
