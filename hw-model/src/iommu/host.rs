@@ -13,14 +13,14 @@ pub enum HostRefusal {
     },
     /// The process may not pin so much.
     #[error(
-        "{needed:#x} bytes more than the {pinned:#x} pinned pass the limit of locked memory, {limit:#x}: raise \
+        "{needed:#x} bytes more than the {locked:#x} locked pass the limit of locked memory, {limit:#x}: raise \
          RLIMIT_MEMLOCK (ulimit -l)"
     )]
     LockedMemory {
         /// Bytes of this mapping.
         needed: u64,
-        /// Bytes pinned in this address space.
-        pinned: u64,
+        /// Bytes that the process has locked or pinned.
+        locked: u64,
         /// Bytes allowed to the process.
         limit: u64,
     },

@@ -16,13 +16,14 @@ use hw_model::iommu::{Cookie, Domain, FlushMode, Gather, HostRefusal, LeafSize, 
 use hw_model::sync::atomic::Ordering;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 
 /// How much is mapped, and how much can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VfioLimits {
     /// Bytes pinned by this container.
     pub pinned: u64,
-    /// Most bytes that the process may pin, RLIMIT_MEMLOCK; `None` is unlimited. CAP_IPC_LOCK lifts it.
+    /// Most bytes that the process may pin, RLIMIT_MEMLOCK; `None` if there is no limit, or CAP_IPC_LOCK lifts it.
     pub memlock: Option<u64>,
     /// Mappings alive, one a leaf.
     pub entries: u64,
@@ -31,28 +32,53 @@ pub struct VfioLimits {
     pub most_entries: Option<u32>,
 }
 
+impl VfioLimits {
+    /// Whether seven eighths of a limit are used: what follows is a refusal in the middle of work.
+    #[must_use]
+    pub fn are_near(&self) -> bool {
+        let near = |used: u64, most: u64| u128::from(used) * 8 > u128::from(most) * 7;
+        self.memlock.is_some_and(|most| near(self.pinned, most))
+            || self.most_entries.is_some_and(|most| near(self.entries, most.into()))
+    }
+}
+
+/// The limit of locked memory for this thread.
+fn memlock() -> Option<u64> {
+    let lifted = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::IPC_LOCK);
+    if capabilities(None).is_ok_and(lifted) { None } else { getrlimit(Resource::Memlock).current }
+}
+
+/// Bytes that this process has locked or pinned, by whatever means (VmLck in proc_pid_status(5)). 0 if that is not said.
+fn locked() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
 impl VfioContainer {
-    /// What is mapped beside the limits that mapping ends at.
+    /// What is mapped beside the limits that mapping ends at. Other memory that the process has locked or pinned counts
+    /// against the limit of locked memory too, and is not seen here.
     #[must_use]
     pub fn limits(&self) -> VfioLimits {
         let stats = self.table.stats();
         VfioLimits {
             pinned: stats.mapped_bytes,
-            memlock: getrlimit(Resource::Memlock).current,
+            memlock: memlock(),
             entries: stats.leaves_mapped.iter().sum::<u64>() - stats.leaves_unmapped.iter().sum::<u64>(),
             most_entries: self.most_entries,
         }
     }
 
-    /// Says once that seven eighths of the mappings are made: what follows is a refusal in the middle of work.
-    fn warn_of_limit(&self) {
-        let Some(most) = self.most_entries else { return };
-        let entries = self.limits().entries;
-        if entries * 8 > u64::from(most) * 7 && !self.warned.swap(true, Ordering::Relaxed) {
+    /// Says once that a limit is near.
+    fn warn_of_limits(&self) {
+        if !self.warned.load(Ordering::Relaxed) && self.limits().are_near() {
+            self.warned.store(true, Ordering::Relaxed);
+            let limits = self.limits();
             tracing::warn!(
-                entries,
-                most,
-                "few mappings are left: raise dma_entry_limit of vfio_iommu_type1, or link larger leaves"
+                ?limits,
+                "few mappings or little memory are left: raise dma_entry_limit of vfio_iommu_type1 or RLIMIT_MEMLOCK, or \
+                 link larger leaves"
             );
         }
     }
@@ -73,7 +99,7 @@ impl VfioContainer {
             }
             done += leaf;
         }
-        self.warn_of_limit();
+        self.warn_of_limits();
         Ok(())
     }
 
@@ -91,13 +117,11 @@ impl VfioContainer {
 
     /// What the kernel meant.
     fn refusal(&self, iova: Iova, phys: PhysAddr, len: u64, errno: Errno) -> HostRefusal {
-        let VfioLimits { pinned, memlock, most_entries, .. } = self.limits();
-        // The table counts what is being mapped already.
-        let pinned = pinned.saturating_sub(len);
+        let locked = locked();
         let hole = |&(start, bytes): &(Iova, u64)| iova.0 < start.0 + bytes && start.0 < iova.0 + len;
-        match (errno, memlock, most_entries) {
-            (Errno::NOMEM, Some(limit), _) if pinned + len > limit => {
-                HostRefusal::LockedMemory { needed: len, pinned, limit }
+        match (errno, memlock(), self.most_entries) {
+            (Errno::NOMEM, Some(limit), _) if locked + len > limit => {
+                HostRefusal::LockedMemory { needed: len, locked, limit }
             }
             (Errno::NOSPC, _, Some(most)) => HostRefusal::TooManyMappings { most },
             (Errno::INVAL, ..) if self.holes.iter().any(hole) => HostRefusal::Reserved,
@@ -182,5 +206,21 @@ impl IoSpace for VfioContainer {
     }
     fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
         Domain::iova_to_phys(&self.table, iova)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_near_from_seven_eighths_on_and_none_is_never_near() {
+        let limits =
+            |pinned, memlock, entries, most_entries| VfioLimits { pinned, memlock, entries, most_entries };
+        assert!(!limits(u64::MAX, None, u64::MAX, None).are_near());
+        assert!(!limits(7, Some(8), 7, Some(8)).are_near());
+        assert!(limits(8, Some(8), 0, Some(8)).are_near());
+        assert!(limits(0, Some(8), 8, Some(8)).are_near());
+        assert!(limits(u64::MAX, Some(u64::MAX), 0, None).are_near());
     }
 }
