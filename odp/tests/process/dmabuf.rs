@@ -51,7 +51,10 @@ fn pages_move_one_by_one_with_their_bytes_and_only_their_owners_are_told() {
     let interval = space.notifiers().register(buffer.range(), recorder.clone());
 
     assert_eq!(buffer.move_to_peer(2..4), Ok(2));
-    assert_eq!(recorder.take(), [Told::Clear(page(&buffer, 2, 2)), Told::Unlink(page(&buffer, 2, 2))]);
+    assert_eq!(
+        crate::mapped::once(recorder.take()),
+        [Told::Clear(page(&buffer, 2, 2)), Told::Unlink(page(&buffer, 2, 2))]
+    );
     let runs = snapshot(&space, buffer.range());
     let seen: Vec<_> = runs.iter().map(|run| (run.pages, run.backing, run.provider)).collect();
     let system = |pages| (pages, Backing::DmabufSystem, None);
@@ -71,7 +74,7 @@ fn pages_move_one_by_one_with_their_bytes_and_only_their_owners_are_told() {
     assert_eq!(byte, [0], "a stale frame gives the wrong bytes");
 
     assert_eq!(buffer.move_to_peer(0..PAGES), Ok(6), "two are there");
-    let told = recorder.take();
+    let told = crate::mapped::once(recorder.take());
     assert_eq!(told.len(), 4, "two runs, not the pages between: {told:?}");
     assert!(
         !told.iter().any(|told| matches!(told, Told::Clear(range) if range.overlaps(page(&buffer, 2, 2))))
@@ -98,7 +101,7 @@ fn dropping_a_buffer_tells_its_owners_and_takes_its_frames_away() {
     let recorder = Recorder::new();
     let _interval = space.notifiers().register(range, recorder.clone());
     drop(buffer);
-    assert_eq!(recorder.take(), [Told::Clear(range), Told::Unlink(range)]);
+    assert_eq!(crate::mapped::once(recorder.take()), [Told::Clear(range), Told::Unlink(range)]);
     let at = runs[0].phys;
     assert_eq!(space.memory().read(at, &mut [0]), Err(MemoryError::Unbacked { at }));
     // Another test may have mapped something there by now.

@@ -1,6 +1,8 @@
 //! Changes of real memory reach interval owners, retire frames, and stop DMA before a dropped page goes.
 
-use crate::mapped::{Mapped, RW, Recorder, Told, disk_file, fault, mapping_count, memory_file, open, until};
+use crate::mapped::{
+    Mapped, RW, Recorder, Told, disk_file, fault, mapping_count, memory_file, open_below_exact, until,
+};
 use hw_model::addr::{PAGE_SIZE, VirtRange};
 use hw_model::bus::MemoryError;
 use hw_model::sync::Arc;
@@ -14,7 +16,7 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags};
 
 /// A space on the events rung, or the reason for a skip.
 fn events_space(test: &str) -> Option<Arc<ProcessSpace>> {
-    let space = open(Options::default());
+    let space = open_below_exact(Options::default());
     if space.capabilities().rung > Rung::Events {
         println!("SKIPPED {test}: userfaultfd {}", space.capabilities().userfaultfd);
         return None;
@@ -37,7 +39,7 @@ fn is_retired(space: &ProcessSpace, phys: hw_model::addr::PhysAddr) -> bool {
 /// What the owner of an interval over all of `memory` is told when `change` changes it; then its frames are compared.
 fn told(space: &Arc<ProcessSpace>, memory: &Mapped, changed: VirtRange, change: impl FnOnce()) -> Vec<Told> {
     let _watch = space.watch(memory.range()).expect("mapped");
-    assert_eq!(space.rung(memory.range()), Rung::Events);
+    assert_eq!(space.rung(memory.range()), space.capabilities().rung);
     let runs = fault(space, memory.range(), Access::Write).expect("faultable");
     let recorder = Recorder::new();
     let interval = space.notifiers().register(memory.range(), recorder.clone());
@@ -178,7 +180,7 @@ fn dma_stops_before_a_dropped_page_goes() {
 #[test]
 fn a_silent_change_is_found_by_the_copy_and_invalidates_the_page() {
     for options in [Options::default(), Options { strongest: Rung::Poll, ..Options::default() }] {
-        let space = open(options);
+        let space = open_below_exact(options);
         let memory = Mapped::anonymous(4);
         let _watch = space.watch(memory.range()).expect("mapped");
         let runs = fault(&space, memory.range(), Access::Write).expect("faultable");
@@ -202,7 +204,7 @@ fn a_silent_change_is_found_by_the_copy_and_invalidates_the_page() {
 
 #[test]
 fn the_poll_rung_sees_another_file_in_the_place_of_the_first() {
-    let space = open(Options { strongest: Rung::Poll, ..Options::default() });
+    let space = open_below_exact(Options { strongest: Rung::Poll, ..Options::default() });
     if !space.capabilities().procmap_query.is_yes() {
         println!("SKIPPED the_poll_rung_sees_another_file: no PROCMAP_QUERY");
         return;
@@ -249,7 +251,7 @@ fn what_the_kernel_will_not_watch_is_on_the_poll_rung_with_the_reason() {
     drop(watch);
 
     let memory = Mapped::anonymous(2);
-    let other = open(Options::default());
+    let other = open_below_exact(Options::default());
     let _theirs = other.watch(memory.range()).expect("mapped");
     let _ours = space.watch(memory.range()).expect("polled");
     assert_eq!((other.rung(memory.range()), space.rung(memory.range())), (Rung::Events, Rung::Poll));
@@ -303,7 +305,7 @@ fn closing_a_space_leaves_no_caller_waiting() {
             }
         });
         for _ in 0..200 {
-            let space = open(Options::default());
+            let space = open_below_exact(Options::default());
             let watch = space.watch(memory.range()).expect("mapped");
             let _ = fault(&space, memory.part(0, 256), Access::Write);
             drop(watch);

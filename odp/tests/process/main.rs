@@ -2,6 +2,7 @@
 
 mod dmabuf;
 mod events;
+mod exact;
 mod kinds;
 mod mapped;
 mod monitor_allocations;

@@ -193,8 +193,24 @@ pub fn disk_file(pages: u64, byte: u8) -> std::fs::File {
     file
 }
 
+/// A space on the events rung, or poll: also where the exact rung is installed.
+pub fn open_below_exact(options: Options) -> Arc<ProcessSpace> {
+    ProcessSpace::open(options).expect("a process space")
+}
+
+/// What an owner was told of changes of owned memory. On the exact rung they are bracketed twice, by whoever makes them and
+/// by the supervisor of the calls that they are made of.
+pub fn once(told: Vec<Told>) -> Vec<Told> {
+    let mut pairs: Vec<&[Told]> = told.chunks(2).collect();
+    if crate::exact::installed().is_some() {
+        pairs.dedup();
+    }
+    pairs.concat()
+}
+
 /// A space on the rung that the machine offers, with the switches given.
 pub fn open(options: Options) -> Arc<ProcessSpace> {
+    let options = Options { exact: crate::exact::installed(), ..options };
     ProcessSpace::open(options).expect("a process space")
 }
 

@@ -1,6 +1,7 @@
 //! What this process may do here, found out once at open, with the reason where it may not.
 
 use super::copy::{Copier, CopyMethod};
+use super::exact::Exact;
 use super::mappings::Mappings;
 use super::sys::{self, UserfaultFeatures};
 use crate::space::Rung;
@@ -15,6 +16,8 @@ use std::fmt;
 pub struct Options {
     /// No rung above this one is tried.
     pub strongest: Rung,
+    /// The exact rung, where it has been installed.
+    pub exact: Option<Exact>,
     /// Use PAGEMAP_SCAN if the kernel has it; else read /proc/self/pagemap, which knows neither huge pages nor zero
     /// pages.
     pub pagemap_scan: bool,
@@ -26,7 +29,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { strongest: Rung::Exact, pagemap_scan: true, procmap_query: true, copy: None }
+        Self { strongest: Rung::Exact, exact: None, pagemap_scan: true, procmap_query: true, copy: None }
     }
 }
 
@@ -49,6 +52,9 @@ pub enum OpenError {
         /// What the kernel said.
         reason: Errno,
     },
+    /// The supervisor of the exact rung serves as many spaces as it can.
+    #[error("eight spaces of this process are on the exact rung already; close one first")]
+    Crowded,
     /// The monitor thread could not be started.
     #[error("the monitor thread could not be started: {reason}")]
     Thread {
@@ -137,7 +143,9 @@ pub(super) struct Tools {
 
 impl Tools {
     pub(super) fn probe(options: &Options) -> Result<Self, OpenError> {
-        let (userfault, direct, device) = userfault(options);
+        let exact = options.exact.is_some() && options.strongest == Rung::Exact;
+        let (userfault, direct, device) =
+            if exact { (None, Support::Disabled, Support::Disabled) } else { userfault(options) };
         let pagemap = open("/proc/self/pagemap")?;
         let pagemap_scan = match options.pagemap_scan {
             true => Support::of(&sys::pagemap_scan(&pagemap, 0, 0, &mut [sys::Region::default()])),
@@ -156,7 +164,11 @@ impl Tools {
         };
         let copier = copier(options.copy)?;
         let capabilities = Capabilities {
-            rung: if userfault.is_some() { Rung::Events } else { Rung::Poll },
+            rung: match &userfault {
+                _ if exact => Rung::Exact,
+                Some(_) => Rung::Events,
+                None => Rung::Poll,
+            },
             userfaultfd: direct,
             dev_userfaultfd: device,
             pagemap_scan,

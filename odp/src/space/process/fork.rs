@@ -10,7 +10,7 @@
 
 use hw_model::sync::OnceLock;
 use hw_model::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// Process spaces that can be open at a time and still be closed in a child.
 const MAX_TRACKED: usize = 64;
@@ -53,6 +53,18 @@ unsafe extern "C" fn in_child() {
     }
 }
 
+/// Notes `fd` as one that a forked child closes at once; `None` if too many are noted.
+fn track(fd: BorrowedFd<'_>) -> Option<&'static AtomicI32> {
+    let number = fd.as_raw_fd();
+    OPEN.iter().find(|slot| slot.compare_exchange(FREE, number, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+}
+
+/// Has a forked child close `fd` at once, which this process keeps for good.
+pub(super) fn close_in_children(fd: BorrowedFd<'static>) {
+    let _ = Birth::now();
+    track(fd);
+}
+
 /// A descriptor that a forked child closes at once.
 #[derive(Debug)]
 pub(super) struct NotInChildren {
@@ -64,11 +76,7 @@ pub(super) struct NotInChildren {
 impl NotInChildren {
     pub(super) fn new(fd: OwnedFd) -> Self {
         let birth = Birth::now();
-        let number = fd.as_raw_fd();
-        let take = |slot: &&AtomicI32| {
-            slot.compare_exchange(FREE, number, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        };
-        Self { slot: OPEN.iter().find(take), fd: Some(fd), birth }
+        Self { slot: track(fd.as_fd()), fd: Some(fd), birth }
     }
 
     pub(super) fn fd(&self) -> &OwnedFd {

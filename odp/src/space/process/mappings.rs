@@ -46,6 +46,32 @@ pub(super) struct Identity {
 
 type Device = (u32, u32);
 
+impl Mapping {
+    /// Whether both map the same file.
+    pub(super) fn is_of_same_file(&self, other: &Self) -> bool {
+        let [one, two] = [self, other].map(|mapping| (mapping.identity.device, mapping.identity.inode));
+        self.identity.is_file() && one == two
+    }
+
+    /// The part that maps `[from, to)` of the file with this inode, if it is of that file, or may be: file systems without
+    /// a device of their own (overlayfs, btrfs) do not say the same number everywhere.
+    pub(super) fn part_of_file(&self, inode: u64, from: u64, to: u64) -> Option<VirtRange> {
+        let Identity { device: (major, _), inode: mapped, origin, .. } = self.identity;
+        if !self.identity.is_file() {
+            return None;
+        }
+        if mapped != inode {
+            let untold = self.source == Source::File && major == 0;
+            return untold.then_some(self.range);
+        }
+        let place = |offset: u64| offset.saturating_sub(origin.wrapping_add(self.range.start().0));
+        let start = place(from).min(self.range.len()) & !(PAGE_SIZE - 1);
+        let end = place(to).min(self.range.len()).next_multiple_of(PAGE_SIZE);
+        let part = VirtRange::new(self.range.start().offset(start), end.saturating_sub(start))?;
+        (!part.is_empty()).then_some(part)
+    }
+}
+
 impl Identity {
     fn new(device: Device, inode: u64, start: u64, offset: u64, flags: MapFlags) -> Self {
         let found = Self { device, inode, origin: offset.wrapping_sub(start), flags };

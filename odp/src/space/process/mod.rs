@@ -5,8 +5,8 @@
 //! * **Frames.** A physical address is a virtual page and a generation; an invalidation retires the generation, and DMA
 //!   through a retired frame is refused and counted. Bytes are reached through the virtual address, so what a device
 //!   sees is what the program sees. Memory that we own has frames of its own, reached through a second mapping.
-//! * **Changes.** A ladder ([`Rung`](crate::space::Rung)): every change of memory that we own goes through us; of other
-//!   memory userfaultfd in asynchronous write-protect mode reports drops before the page goes, unmaps and moves after;
+//! * **Changes.** A ladder ([`Rung`](crate::space::Rung)): where [`Exact`] is installed, every call that takes pages away
+//!   is bracketed; every change of memory that we own goes through us; of other memory userfaultfd in asynchronous write-protect mode reports drops before the page goes, unmaps and moves after;
 //!   where it cannot be had, or refuses a mapping (a read-only shared file, memory under another userfaultfd), mappings
 //!   are compared before each burst. mprotect, truncation, hole punching, shmdt and guard pages are reported by nobody: a
 //!   copy that finds its memory gone has the page invalidated, and the next fault says what is wrong.
@@ -22,11 +22,13 @@
 
 mod bar;
 mod bell;
+mod bracketed;
 mod capabilities;
 mod copy;
 mod coverage;
 mod cpu_access;
 mod dmabuf;
+mod exact;
 mod exported;
 mod fork;
 mod frames;
@@ -51,6 +53,7 @@ pub use capabilities::{Capabilities, OpenError, Options, Support};
 pub use copy::CopyMethod;
 pub use cpu_access::CpuAccess;
 pub use dmabuf::{DmabufError, DmabufMapping, PagePlace, PeerPart};
+pub use exact::{Exact, InstallError};
 pub use exported::{FileExport, FileExportError};
 pub use owned::{OwnedError, OwnedMemory};
 pub use space::{ProcessSpace, ProcessStats, Weakness};

@@ -23,7 +23,7 @@ use crate::notifier::Notifiers;
 use hw_model::addr::{VirtAddr, VirtRange};
 use hw_model::bus::{DmaEpoch, HostMemory};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
-use hw_model::sync::{Arc, thread};
+use hw_model::sync::{Arc, OnceLock, thread};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -41,6 +41,7 @@ pub(super) struct Events {
     pub(super) removed: AtomicU64,
     pub(super) unmapped: AtomicU64,
     pub(super) moved: AtomicU64,
+    pub(super) protected: AtomicU64,
     pub(super) suspected: AtomicU64,
 }
 
@@ -70,14 +71,21 @@ pub(super) struct Monitor {
 impl Monitor {
     pub(super) fn start(watched: Watched) -> Result<Self, Errno> {
         let bell = Arc::clone(&watched.bell);
+        let begun = Arc::new(OnceLock::new());
+        let begin = Arc::clone(&begun);
         let thread = thread::Builder::new().name(NAME.into()).spawn(move || {
             // A signal handler of the application on this thread could free memory.
             sys::block_signals();
             let guard = AbortOnPanic;
+            let _ = begin.set(());
+            drop(begin);
             watched.run();
             drop(guard);
         });
         let thread = thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
+        // A thread maps and protects memory on its way up, which on the exact rung waits for the supervisor. That may wait
+        // for this thread to read an event, once there is something registered.
+        begun.wait();
         Ok(Self { bell, thread: Some(thread), birth: Birth::now() })
     }
 
@@ -97,7 +105,8 @@ impl Monitor {
     }
 }
 
-struct AbortOnPanic;
+/// A panic ends the process: whoever waits for this thread would wait for ever.
+pub(super) struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
@@ -192,10 +201,10 @@ fn is_readable(userfault: &NotInChildren) -> bool {
 }
 
 /// No DMA while this lives.
-struct Stopped<'a>(&'a DmaEpoch);
+pub(super) struct Stopped<'a>(&'a DmaEpoch);
 
 impl<'a> Stopped<'a> {
-    fn new(epoch: &'a DmaEpoch) -> Self {
+    pub(super) fn new(epoch: &'a DmaEpoch) -> Self {
         epoch.close();
         let stopped = Self(epoch);
         let mut drain = epoch.drain();

@@ -1,7 +1,9 @@
 //! The space itself.
 
 use super::bell::Bell;
+use super::bracketed::Bracketed;
 use super::capabilities::{Capabilities, OpenError, Options, Tools};
+use super::exact::Attached;
 use super::fork::{Birth, NotInChildren};
 use super::frames;
 use super::mappings::{Mapping, Mappings};
@@ -19,7 +21,7 @@ use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::bus::{DmaEpoch, HostMemory, MemoryError};
 use hw_model::fault_plan::{Point, Points};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
-use hw_model::sync::{Arc, Weak};
+use hw_model::sync::{Arc, Mutex, Weak};
 use std::fmt;
 
 /// The memory of this process, as an address space that devices reach pages of.
@@ -41,6 +43,8 @@ pub struct ProcessSpace {
     /// For watches, which keep the space alive.
     me: Weak<Self>,
     birth: Birth,
+    /// On the exact rung.
+    attached: Mutex<Option<Attached>>,
     monitor: Monitor,
 }
 
@@ -53,6 +57,8 @@ pub struct ProcessStats {
     pub unmapped: u64,
     /// Moves it reported (mremap).
     pub moved: u64,
+    /// Changes of what mappings allow (mprotect), which only the exact rung sees.
+    pub protected: u64,
     /// Pages invalidated because a copy found them gone or changed, with no event from the kernel.
     pub suspected: u64,
     /// Copies that found memory gone.
@@ -112,6 +118,15 @@ impl ProcessSpace {
             events: Arc::clone(&events),
         })
         .map_err(thread)?;
+        let attached = match options.exact.filter(|_| capabilities.rung == Rung::Exact) {
+            Some(exact) => {
+                let (memory, notifiers) = (Arc::clone(&memory), Arc::clone(&notifiers));
+                let (mappings, events) = (Arc::clone(&mappings), Arc::clone(&events));
+                let bracketed = Bracketed { memory, notifiers, mappings, events };
+                Some(exact.attach(Arc::new(bracketed)).ok_or(OpenError::Crowded)?)
+            }
+            None => None,
+        };
         let scanner = Scanner::new(tools.pagemap, capabilities.pagemap_scan.is_yes());
         Ok(Arc::new_cyclic(|me| Self {
             capabilities,
@@ -119,7 +134,12 @@ impl ProcessSpace {
             notifiers,
             memory,
             walker: Walker::new(scanner, Arc::clone(&mappings)),
-            watches: Watches::new(userfault, Arc::clone(&mappings), Arc::clone(&polled)),
+            watches: Watches::new(
+                userfault,
+                capabilities.rung == Rung::Exact,
+                Arc::clone(&mappings),
+                Arc::clone(&polled),
+            ),
             mappings,
             polled,
             segments: Segments::default(),
@@ -127,6 +147,7 @@ impl ProcessSpace {
             watching: AtomicU64::new(0),
             me: me.clone(),
             birth,
+            attached: Mutex::new(attached),
             monitor,
         }))
     }
@@ -145,6 +166,7 @@ impl ProcessSpace {
             removed: count(&self.events.removed),
             unmapped: count(&self.events.unmapped),
             moved: count(&self.events.moved),
+            protected: count(&self.events.protected),
             suspected: count(&self.events.suspected),
             vanished: self.memory.vanished(),
             retired_uses: self.memory.retired_uses(),
@@ -321,6 +343,7 @@ impl Drop for ProcessSpace {
         // forgotten one.
         if self.birth.is_here() {
             self.watches.end_all();
+            drop(self.attached.lock().take());
         }
         self.monitor.stop();
     }

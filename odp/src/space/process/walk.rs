@@ -286,7 +286,7 @@ impl Walker {
             let left = VirtRange::new(report.at, piece.end().0 - report.at.0).expect("the rest of the piece");
             let mut again = false;
             let scanned = self.scanner.present(left, regions, |present| {
-                let watched = present.is.contains(PageIs::WATCHED);
+                let watched = report.around.watches.are_exact() || present.is.contains(PageIs::WATCHED);
                 report.watched &= watched;
                 if !watched && report.must_be_watched {
                     return false;

@@ -29,6 +29,8 @@ const CROWD: usize = 2048;
 /// The extents of one space.
 pub(super) struct Watches {
     userfault: Option<Arc<NotInChildren>>,
+    /// All changes are told of, whatever is watched.
+    exact: bool,
     mappings: Arc<Mappings>,
     polled: Arc<Polled>,
     /// Taken by watches, their ends, and walks that find something to register. Never by the monitor or an engine.
@@ -39,11 +41,17 @@ pub(super) struct Watches {
 impl Watches {
     pub(super) fn new(
         userfault: Option<Arc<NotInChildren>>,
+        exact: bool,
         mappings: Arc<Mappings>,
         polled: Arc<Polled>,
     ) -> Self {
         let registrations = AtomicU64::new(0);
-        Self { userfault, mappings, polled, coverage: Mutex::new(Coverage::default()), registrations }
+        Self { userfault, exact, mappings, polled, coverage: Mutex::new(Coverage::default()), registrations }
+    }
+
+    /// Whether changes of everything are told of.
+    pub(super) fn are_exact(&self) -> bool {
+        self.exact
     }
 
     /// Registrations that the kernel was asked for.
@@ -108,6 +116,7 @@ impl Watches {
 
     fn register(&self, part: VirtRange, mapping: &Mapping) {
         let refused = match &self.userfault {
+            None if self.exact => return,
             None => Errno::NOSYS,
             Some(userfault) => {
                 self.registrations.fetch_add(1, Ordering::Relaxed);
