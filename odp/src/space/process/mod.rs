@@ -5,11 +5,12 @@
 //! * **Frames.** A physical address is a virtual page and a generation; an invalidation retires the generation, and DMA
 //!   through a retired frame is refused and counted. Bytes are reached through the virtual address, so what a device
 //!   sees is what the program sees. Memory that we own has frames of its own, reached through a second mapping.
-//! * **Changes.** A ladder ([`Rung`](crate::space::Rung)): where [`Exact`] is installed, every call that takes pages away
-//!   is bracketed; every change of memory that we own goes through us; of other memory userfaultfd in asynchronous write-protect mode reports drops before the page goes, unmaps and moves after;
-//!   where it cannot be had, or refuses a mapping (a read-only shared file, memory under another userfaultfd), mappings
-//!   are compared before each burst. mprotect, truncation, hole punching, shmdt and guard pages are reported by nobody: a
-//!   copy that finds its memory gone has the page invalidated, and the next fault says what is wrong.
+//! * **Changes.** A ladder ([`Rung`](crate::space::Rung)). Where [`Exact`] is installed, every call that takes pages away is
+//!   bracketed. Every change of memory that we own goes through us. Of other memory userfaultfd in asynchronous
+//!   write-protect mode reports drops before the page goes, unmaps and moves after; where it cannot be had, or refuses a
+//!   mapping (a read-only shared file, memory under another userfaultfd), mappings are compared before each burst. On
+//!   these two rungs mprotect, truncation, hole punching, shmdt and guard pages are reported by nobody: a copy that finds
+//!   its memory gone has the page invalidated, and the next fault says what is wrong.
 //! * **Contents.** Which mapping, from PROCMAP_QUERY; which pages, from PAGEMAP_SCAN; faulting in with MADV_POPULATE,
 //!   which gives an error where a touch would raise a signal.
 //! * **Copying.** A routine whose faults a signal handler turns into a short count: memory may go at any instruction.
