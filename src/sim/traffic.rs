@@ -128,6 +128,7 @@ impl World {
             devices: [near, far],
             target,
             injected: self.devices[near].injected() + self.devices[far].injected(),
+            overtaken: self.network.counts.overtaken,
             hastened: self.hastened,
             disturbances: self.disturbances(),
         };
@@ -184,6 +185,7 @@ impl World {
             devices: [near, far],
             target: Vec::new(),
             injected: 0,
+            overtaken: self.network.counts.overtaken,
             hastened: self.hastened,
             disturbances: self.disturbances(),
         };
@@ -303,11 +305,20 @@ impl World {
         !request.followed || self.memory.is_excused(id) || injected > request.injected
     }
 
+    /// Whether packets have overtaken each other as often as a queue pair tries again: a gap in the answers is taken for a
+    /// loss, and asked for anew (IBTA volume 1, 9.7.5.1.2).
+    fn was_disordered(&self, request: &Request) -> bool {
+        self.network.counts.overtaken - request.overtaken > self.tries(request)
+    }
+
+    fn tries(&self, request: &Request) -> u64 {
+        self.devices[request.devices[0]].device.hca().config().retry_count.into()
+    }
+
     /// Whether the timer of `request` can have run out as often as a queue pair tries again, while its peer, or the
     /// network, had something to do but was not given its turn.
     fn was_too_slow(&self, request: &Request) -> bool {
-        let tries = self.devices[request.devices[0]].device.hca().config().retry_count;
-        self.hastened - request.hastened > u64::from(tries)
+        self.hastened - request.hastened > self.tries(request)
     }
 
     fn may_end_so(&self, id: u64, request: &Request, status: Status) -> bool {
@@ -319,6 +330,7 @@ impl World {
             Status::FlushError => self.may_fail(id, request) || self.is_doomed(request.connection),
             Status::RetryExceeded => {
                 self.lossy
+                    || self.was_disordered(request)
                     || self.was_too_slow(request)
                     || self.may_fail(id, request)
                     || self.is_doomed(request.connection)

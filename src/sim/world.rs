@@ -116,6 +116,8 @@ pub struct Request {
     pub(super) devices: [usize; 2],
     pub(super) target: Vec<Piece>,
     pub(super) injected: u64,
+    /// Packets that had overtaken others when it was posted.
+    pub(super) overtaken: u64,
     /// [`World::hastened`] when it was posted.
     pub(super) hastened: u64,
     /// [`World::disturbances`] when it was posted.
