@@ -13,13 +13,13 @@ use super::USUAL_PLACE;
 use super::report::{CaseReport, RowReport};
 use hw_model::addr::PhysAddr;
 use hw_model::bus::{
-    Acs, Bus, DeviceSpec, DmaLimits, DmaPort, Forwarding, PeerRoute, PortId, ProviderId, TopologyError,
+    Acs, Bus, DeviceSpec, DmaLimits, DmaPort, Forwarding, PeerRoute, PeerRoutes, PortId, ProviderId,
+    TopologyError,
 };
 use hw_model::hca::Backing;
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::sync::Arc;
-use mr::dma::Policy;
-use mr::dma::route::{Case, Target, Translation, row};
+use mr::dma::{DmaConfig, DmaDevice, Extent, Policy};
 use odp::space::AddressSpace;
 use odp::space::sim::{SimConfig, SimHost};
 use std::error::Error;
@@ -131,26 +131,18 @@ impl Machine {
         if phys.checked_add(len).is_none() {
             return Err(format!("{len:#x} bytes at {phys} pass the top of the address space").into());
         }
-        let peer = in_bar.then(|| port.peer_route(*provider)).flatten();
-        let translation = if port.domain().is_some() { Translation::Iommu } else { Translation::Direct };
-        let granule = port.domain().map_or(1, |domain| domain.granule());
-        let case = Case {
-            target: Target::of(backing, peer),
-            translation,
-            coherent_device: device != DeviceName::Incoherent,
-            trusted_device: port.is_trusted(),
-            within_mask: port.limits().reaches(phys.to_dma_identity(), len),
-            granule_aligned: (phys.0 | len) & (granule - 1) == 0,
-            policy,
-        };
+        let config = DmaConfig { policy, coherent: device != DeviceName::Incoherent, ..DmaConfig::default() };
+        let extent =
+            Extent { at: 0, phys, len, backing, provider: in_bar.then_some(*provider), writable: true };
+        let row = DmaDevice::new(port.clone(), config).explain(&extent, &mut PeerRoutes::default());
         Ok(CaseReport {
             backing: backing.name(),
             device: device.name(),
             about: device.about(),
             phys: phys.0,
             len,
-            peer: peer.map(peer_name),
-            answer: RowReport::of(row(&case)),
+            peer: extent.provider.and_then(|provider| port.peer_route(provider)).map(peer_name),
+            answer: RowReport::of(row),
         })
     }
 }

@@ -4,7 +4,7 @@ use super::bounce::Bouncer;
 use super::extent::Extent;
 use super::iova::{IovaError, IovaRange, IovaRequest, IovaStats, SharedIova};
 use super::points;
-use super::route::{Case, Policy, Refusal, Target, Translation, route};
+use super::route::{Case, Policy, Refusal, Row, Target, Translation, route, row};
 use super::space::IoSpace;
 use hw_model::addr::{DmaAddr, Iova, PAGE_SIZE};
 use hw_model::bounce::Split;
@@ -220,12 +220,8 @@ impl DmaDevice {
             let path = self.ram[extent.backing as usize]?;
             return Ok(self.cut(Way { len: extent.len, path, bus: extent.phys.to_dma_identity() }));
         }
-        let reach = match (extent.provider, &self.port) {
-            (Some(provider), Some(port)) => peers.route(port, provider),
-            _ => None,
-        };
         let place = self.place(extent);
-        let path = self.ask(Target::of(extent.backing, reach), place)?;
+        let path = self.ask(self.target(extent, peers), place)?;
         let mut bus = extent.phys.to_dma_identity();
         if path == Path::BusAddress {
             bus = self.bus_address(extent).ok_or(Refusal::PeerUnreachable)?;
@@ -234,6 +230,20 @@ impl DmaDevice {
             }
         }
         Ok(self.cut(Way { len: place.len, path, bus }))
+    }
+
+    /// The row of the table that answers for the first bytes of `extent`: which way, or why none, and by which rule of the
+    /// kernel. [`DmaDevice::route`] follows it, unless there is no pool for what should bounce.
+    pub fn explain(&self, extent: &Extent, peers: &mut PeerRoutes) -> &'static Row {
+        row(&self.case(self.target(extent, peers), self.place(extent)))
+    }
+
+    fn target(&self, extent: &Extent, peers: &mut PeerRoutes) -> Target {
+        let reach = match (extent.provider, &self.port) {
+            (Some(provider), Some(port)) => peers.route(port, provider),
+            _ => None,
+        };
+        Target::of(extent.backing, reach)
     }
 
     fn bus_address(&self, extent: &Extent) -> Option<DmaAddr> {
@@ -267,19 +277,23 @@ impl DmaDevice {
         }
     }
 
-    /// What the table says, and whether there is a pool if it says bounce.
-    fn ask(&self, target: Target, place: Place) -> Result<Path, Refusal> {
+    /// The question to the table.
+    fn case(&self, target: Target, place: Place) -> Case {
         let DmaConfig { coherent, trusted, policy, .. } = self.config;
-        let translation = if self.translated.is_some() { Translation::Iommu } else { Translation::Direct };
-        let path = route(&Case {
+        Case {
             target,
-            translation,
+            translation: if self.translated.is_some() { Translation::Iommu } else { Translation::Direct },
             coherent_device: coherent,
             trusted_device: trusted,
             within_mask: place.within_mask,
             granule_aligned: place.granule_aligned,
             policy,
-        })?;
+        }
+    }
+
+    /// What the table says, and whether there is a pool if it says bounce.
+    fn ask(&self, target: Target, place: Place) -> Result<Path, Refusal> {
+        let path = route(&self.case(target, place))?;
         if path == Path::Bounce && self.bouncer.is_none() {
             return Err(Refusal::WouldBounce);
         }
