@@ -19,7 +19,7 @@
 use super::leaf::{FANOUT, FANOUT_SHIFT, Leaf, LeafSize, TABLE};
 use crate::addr::Iova;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{OnceLock, zeroed_words};
+use crate::sync::{Mutex, OnceLock, zeroed_words};
 
 mod map;
 mod unmap;
@@ -41,6 +41,9 @@ struct Upper {
 
 struct Middle {
     words: Box<[AtomicU64]>,
+    /// Held while a word of `words` turns from empty into something. One lock for a run of large leaves is cheaper than one
+    /// locked instruction a leaf; walks do not take it.
+    filling: Mutex<()>,
     /// 512 words for each of `words`.
     leaves: Box<[AtomicU64]>,
 }
@@ -141,7 +144,7 @@ impl PageTable {
         }
         let words = zeroed_words(FANOUT).ok_or(MapError::OutOfMemory { iova })?;
         let leaves = zeroed_words(FANOUT * FANOUT).ok_or(MapError::OutOfMemory { iova })?;
-        if slot.set(Box::new(Middle { words, leaves })).is_ok() {
+        if slot.set(Box::new(Middle { words, filling: Mutex::new(()), leaves })).is_ok() {
             self.tables.fetch_add(1 + FANOUT as u64, Ordering::Relaxed);
         }
         slot.get().map(|middle| (upper, middle.as_ref())).ok_or(MapError::OutOfMemory { iova })

@@ -11,11 +11,8 @@ use hw_model::bounce::Split;
 use hw_model::bus::{DmaLimits, DmaPort, PeerRoutes};
 use hw_model::fault_plan::Points;
 use hw_model::hca::{Backing, Path};
-use hw_model::iommu::Domain;
+use hw_model::iommu::{Domain, LeafSize};
 use hw_model::sync::Arc;
-
-/// Bytes of the large IOMMU leaf that mappings are laid out for.
-const LARGE_LEAF: u64 = 2 << 20;
 
 /// What a DMA device is built with.
 #[derive(Clone, Debug)]
@@ -173,19 +170,24 @@ impl DmaDevice {
         })
     }
 
-    /// Reserves IOVA for a mapping of a device that something translates for. It lies in its 4 KiB page as `like` does,
-    /// and in its 2 MiB if it is that long.
+    /// Reserves IOVA for a mapping of a device that something translates for. It lies in its 4 KiB page as `like` does, and
+    /// in the largest leaf that it can hold as well, if there is such a place: leaves are not worth a refusal.
     pub(super) fn reserve(&self, len: u64, like: u64) -> Result<IovaRange, IovaError> {
         let Translated { space, iova } = self.translating();
-        let align = if len >= LARGE_LEAF { LARGE_LEAF } else { PAGE_SIZE };
-        let request = IovaRequest::new(len).like(like, align).last(self.limits.last());
+        let request = IovaRequest::new(len).last(self.limits.last());
         let request = IovaRequest { low_first: !self.config.high_first, ..request };
         if self.points().meet(points::RESERVE).fails() {
             let IovaRequest { size, align, last, .. } = request;
             let bits = space.width();
             return Err(IovaError::Exhausted { size, align, bits, last, free: 0, largest_hole: 0 });
         }
-        iova.allocate(request, &**space)
+        let leaf = |size: LeafSize| 1 << size.shift(space.granule_shift());
+        for size in [LeafSize::Huge, LeafSize::Large].into_iter().filter(|size| len >= leaf(*size)) {
+            if let Ok(range) = iova.allocate(request.like(like, leaf(size)), &**space) {
+                return Ok(range);
+            }
+        }
+        iova.allocate(request.like(like, PAGE_SIZE), &**space)
     }
 
     fn translating(&self) -> &Translated {

@@ -59,7 +59,7 @@ impl Mapping {
     /// Reserves IOVA for `len` bytes. `None` is an ordinary answer: the device has no translating IOMMU.
     ///
     /// `like` is an address that the memory has elsewhere: the IOVA lies in its IO page, in its 4 KiB page and, where the
-    /// range is large enough for it, in its 2 MiB as `like` does, so that large leaves fit.
+    /// range is large enough for it and there is room, in its 2 MiB or GiB as `like` does, so that large leaves fit.
     ///
     /// # Errors
     /// [`IovaError`] if the space has no such hole, or `len` is 0.

@@ -1,6 +1,6 @@
 //! Mapping: leaves go in where nothing is, and a call that fails takes out what it put in.
 
-use super::{LeafCounts, PageTable};
+use super::{LeafCounts, Middle, PageTable};
 use crate::addr::{Iova, PhysAddr};
 use crate::iommu::host::HostRefusal;
 use crate::iommu::leaf::{FANOUT, LIVE, Leaf, LeafSize, Prot, TABLE};
@@ -76,7 +76,7 @@ impl PageTable {
     ) -> Result<LeafCounts, MapError> {
         self.check_map(iova, phys, len, prot)?;
         if len == self.bytes(LeafSize::Page) {
-            let words = self.words_for(iova, LeafSize::Page)?;
+            let words = self.words_for(iova)?;
             let word = &words[self.index(iova.0, LeafSize::Page)];
             self.install(word, phys.0 | prot.bits(), iova, LeafSize::Page)?;
             return Ok([1, 0, 0]);
@@ -113,7 +113,7 @@ impl PageTable {
             let index = self.index(at.0, LeafSize::Page);
             let installed = self.check_map(at, phys, page, prot).and_then(|()| {
                 if done == 0 || index == 0 {
-                    words = self.words_for(at, LeafSize::Page)?;
+                    words = self.words_for(at)?;
                 }
                 self.install(&words[index], phys.0 | prot.bits(), at, LeafSize::Page)
             });
@@ -167,20 +167,25 @@ impl PageTable {
         }
     }
 
-    /// The words of the table that holds leaves of `size` at `iova`, made reachable for a walk.
+    /// The words of the table that holds leaves of one IO page at `iova`, made reachable for a walk.
     #[inline]
-    fn words_for(&self, iova: Iova, size: LeafSize) -> Result<&[AtomicU64], MapError> {
-        if size == LeafSize::Huge {
-            return Ok(&self.upper(iova)?.words);
+    fn words_for(&self, iova: Iova) -> Result<&[AtomicU64], MapError> {
+        let middle = self.enter_middle(iova)?;
+        let index = self.index(iova.0, LeafSize::Large);
+        let word = &middle.words[index];
+        if word.load(Ordering::Acquire) & TABLE == 0 {
+            let _filling = middle.filling.lock();
+            self.enter(word, iova, LeafSize::Large)?;
         }
+        Ok(middle.table(index))
+    }
+
+    /// The tables of the GiB that holds `iova`, made reachable for a walk.
+    #[inline]
+    fn enter_middle(&self, iova: Iova) -> Result<&Middle, MapError> {
         let (upper, middle) = self.middle(iova)?;
         self.enter(&upper.words[self.index(iova.0, LeafSize::Huge)], iova, LeafSize::Huge)?;
-        if size == LeafSize::Large {
-            return Ok(&middle.words);
-        }
-        let index = self.index(iova.0, LeafSize::Large);
-        self.enter(&middle.words[index], iova, LeafSize::Large)?;
-        Ok(middle.table(index))
+        Ok(middle)
     }
 
     /// Makes `word` lead to the table below it.
@@ -216,16 +221,38 @@ impl PageTable {
         size: LeafSize,
         done: &mut u64,
     ) -> Result<(), MapError> {
-        let words = self.words_for(iova, size)?;
+        let (words, _filling) = match size {
+            LeafSize::Page => (self.words_for(iova)?, None),
+            LeafSize::Large => {
+                let middle = self.enter_middle(iova)?;
+                (&*middle.words, Some(middle.filling.lock()))
+            }
+            LeafSize::Huge => (&*self.upper(iova)?.words, None),
+        };
         let first = self.index(iova.0, size);
         let count = (len >> size.shift(self.granule_shift)).min((FANOUT - first) as u64) as usize;
         let step = self.bytes(size);
         let (mut at, mut target) = (iova, phys);
         for word in &words[first..first + count] {
-            self.install(word, target.0 | prot.bits(), at, size)?;
+            let new = target.0 | prot.bits();
+            match size {
+                LeafSize::Large => self.install_locked(word, new, at)?,
+                LeafSize::Page | LeafSize::Huge => self.install(word, new, at, size)?,
+            }
             (at, target) = (at.offset(step), target.offset(step));
             *done += step;
         }
+        Ok(())
+    }
+
+    /// Puts one large leaf in its word. The caller holds the lock of its table.
+    #[inline]
+    fn install_locked(&self, word: &AtomicU64, new: u64, iova: Iova) -> Result<(), MapError> {
+        let now = word.load(Ordering::Relaxed);
+        if now & (LIVE | TABLE) != 0 {
+            self.check_vacant(Leaf { word: now, size: LeafSize::Large }, iova)?;
+        }
+        word.store(new, Ordering::Release);
         Ok(())
     }
 

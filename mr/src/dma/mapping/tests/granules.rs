@@ -128,3 +128,23 @@ fn a_range_lies_in_its_2_mib_as_the_memory_does_and_takes_large_leaves_from_ther
     assert_eq!(mapping.unit_at(3 * PAGE), LARGE);
     mapping.unlink(0, 2 * LARGE).expect("linked");
 }
+
+/// Regression: an aligned GiB was linked in 512 leaves, because its IOVA was only aligned for those.
+#[test]
+fn an_aligned_gib_is_one_leaf_and_no_room_for_that_is_no_refusal() {
+    let (device, domain) = device_with(12);
+    let mapping = like(&device, 1 << 30, PhysAddr(5 << 30));
+    mapping.link(0, PhysAddr(5 << 30), 1 << 30, LeafSize::Huge).expect("free");
+    assert_eq!(domain.stats().leaves_mapped, [0, 0, 1]);
+    mapping.unlink(0, 1 << 30).expect("linked");
+
+    let narrow = Domain::new(DomainConfig { width: 32, ..DomainConfig::default() }).expect("possible");
+    let device = DmaDevice::over(narrow as _, DmaConfig::default());
+    // Page 0 is never given out, so no 4 GiB less 2 MiB lie in their GiB as 0 does; nor in their 2 MiB as this does.
+    let one = like(&device, (4 << 30) - (20 << 20) - LARGE, PhysAddr(0));
+    assert_eq!(one.iova().0 % LARGE, 0, "the next smaller leaf then");
+    drop(one);
+    let end = 0xfee0_0000 - PAGE;
+    let all = like(&device, end, PhysAddr(0x5000));
+    assert_eq!((all.iova().0, all.len()), (PAGE, end), "all there is, wherever it lies");
+}
