@@ -6,6 +6,8 @@ use libtest_mimic::Failed;
 use mr::dma::LinkError;
 use mr::dma::vfio::{OpenError, VfioContainer, VfioGroup};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 
 /// The parameter of the kernel that says how many mappings a container can have.
 const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
@@ -69,6 +71,16 @@ pub fn opening(bed: &Bed) -> Result<(), Failed> {
     let missing = VfioGroup(4_000_000);
     let said = VfioContainer::open(missing, &bed.space).map(drop);
     assert_eq!(said, Err(OpenError::NoGroup { group: missing }));
+    let path = bed.group.path();
+    let before = std::fs::metadata(&path)?.permissions();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o000))?;
+    let said = bed.container().map(drop);
+    std::fs::set_permissions(&path, before)?;
+    if rustix::process::geteuid().is_root() {
+        println!("SKIPPED vfio permission: root may open every file");
+    } else {
+        assert_eq!(said, Err(OpenError::Permission { path }));
+    }
     let device = bed.container()?.device("0000:ff:1f.7".parse()?).map(drop);
     assert!(device.is_err_and(|error| error.to_string().contains("no device of group")));
     Ok(())

@@ -225,3 +225,21 @@ impl fmt::Debug for VfioContainer {
         f.debug_struct("VfioContainer").field("group", &self.number).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use odp::space::process::Options;
+
+    #[test]
+    fn a_machine_without_vfio_says_which_modules_to_load() {
+        if Path::new(CONTAINERS).exists() {
+            println!("SKIPPED a_machine_without_vfio: this one has it");
+            return;
+        }
+        let memory = ProcessSpace::open(Options::default()).expect("this process can use its own memory");
+        let error = VfioContainer::open(VfioGroup(0), &memory).map(drop);
+        assert_eq!(error, Err(OpenError::NoVfio));
+        assert!(OpenError::NoVfio.to_string().contains("vfio_iommu_type1"));
+    }
+}
