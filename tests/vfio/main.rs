@@ -10,6 +10,7 @@ mod calls;
 mod nvme;
 
 mod bed;
+mod change;
 mod contract;
 mod controller;
 mod differences;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 type Test = fn(&bed::Bed) -> Result<(), Failed>;
 
-const TESTS: [(&str, Test); 14] = [
+const TESTS: [(&str, Test); 15] = [
     ("addresses_kept_for_interrupts_are_never_given_out", contract::interrupts),
     ("what_breaks_the_contract_is_refused_as_by_the_modelled_iommu", contract::refusals),
     ("the_kernel_alone_refuses_less", contract::kernel_alone),
@@ -36,6 +37,7 @@ const TESTS: [(&str, Test); 14] = [
     ("a_scatter_gather_list_reaches_what_it_names", controller::scattered_list),
     ("data_lands_in_the_page_that_was_linked_last", controller::relinked),
     ("nothing_lands_through_a_page_that_was_unlinked", controller::unlinked),
+    ("pages_given_back_are_unlinked_and_those_in_their_place_are_linked", change::given_back),
     ("random_sequences_end_alike_on_both", differential::sequences),
 ];
 
