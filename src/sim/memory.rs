@@ -34,7 +34,7 @@ pub struct Page {
     holder: Holder,
     /// What the mapping allows.
     pub protection: Protection,
-    /// Devices see cipher text: they are refused.
+    /// Devices are refused.
     pub encrypted: bool,
 }
 

@@ -9,6 +9,7 @@ mod fail_nth;
 mod gate;
 mod invariants;
 mod overlay;
+mod policies;
 mod races;
 mod remapped;
 mod smoke;

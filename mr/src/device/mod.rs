@@ -5,6 +5,7 @@
 
 pub mod model;
 
+use crate::dma::LinkError;
 use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
@@ -142,6 +143,18 @@ pub trait Region: Send + Sync {
     /// # Errors
     /// See [`AdviseError`].
     fn advise(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError>;
+    /// Copies what the device wrote to pages of `[offset, offset + len)` that bounce to where the program reads it
+    /// (`dma_sync_single_for_cpu`). Only a pinned region of a device of the policy `legacy` has such pages; for others this
+    /// does nothing. The peer must have been told to stop: a copy and a remote write at one time may give either.
+    ///
+    /// # Errors
+    /// See [`SyncError`].
+    fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), SyncError>;
+    /// The other way: what the program wrote to where the device reads it (`dma_sync_single_for_device`).
+    ///
+    /// # Errors
+    /// See [`SyncError`].
+    fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), SyncError>;
     /// What it looks like at the moment.
     fn report(&self) -> RegionReport;
     /// Its page list in runs of like entries, on devices that let us see it.
@@ -181,6 +194,27 @@ pub enum AdviseError {
     /// The pages cannot be had.
     #[error("the pages cannot be had")]
     Pages(#[from] FaultFailure<crate::region::PublishError>),
+}
+
+/// Why bounced pages were not copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SyncError {
+    /// Outside the region.
+    #[error("{len} bytes at offset {offset} pass the region's {region} bytes")]
+    OutOfRange {
+        /// Offset asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes of the region.
+        region: u64,
+    },
+    /// The region was deregistered, and what bounced was copied back then.
+    #[error("the region was deregistered")]
+    Deregistered,
+    /// The copy failed; a part may have been made.
+    #[error(transparent)]
+    Copy(#[from] LinkError),
 }
 
 /// A completion queue.

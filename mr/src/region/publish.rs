@@ -90,8 +90,12 @@ impl Core {
         let refused = move |(at, refusal)| PublishError::Refused { at: base.offset(at), refusal };
         Segments::new(&self.device, runs.iter().map(move |run| Extent::of_run(run, base))).map(move |step| {
             match step.map_err(refused)? {
-                // The buffers would have to live beside the region: see [`crate::dma::Bounced`].
-                segment if segment.path == Path::Bounce && self.mapping.is_none() => {
+                // A device that faults has no moment to copy at, whatever the policy (mm/hmm.c `hmm_dma_map_alloc`). Where
+                // nothing translates, the buffers would have to live beside the region: see [`crate::dma::Bounced`].
+                segment
+                    if segment.path == Path::Bounce
+                        && (self.mapping.is_none() || self.mode == Mode::OnDemand) =>
+                {
                     Err(refused((segment.at, Refusal::WouldBounce)))
                 }
                 segment => Ok(segment),

@@ -2,7 +2,8 @@
 
 use super::ModelPd;
 use super::stepping::Advice;
-use crate::device::{AdviseError, Region, RegisterError, RegisterOptions};
+use crate::device::{AdviseError, Region, RegisterError, RegisterOptions, SyncError};
+use crate::dma::{LinkError, Mapping};
 use crate::points;
 use crate::region::counters::add;
 use crate::region::{Bringing, Core, MapRun, Mapped, PublishError, RegionReport, Teardown, WINDOW};
@@ -12,6 +13,9 @@ use hw_model::sync::{Arc, Mutex};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Sequence;
 use odp::space::{Access as PageAccess, Rung, UserRange};
+
+/// Bytes that are copied while the region's lock is held.
+const SYNC_STEP: u64 = 256 << 10;
 
 /// A region on the modelled HCA. Dropping it deregisters it.
 pub struct ModelRegion {
@@ -127,6 +131,30 @@ impl ModelRegion {
         Some(Teardown::begin(mapped))
     }
 
+    fn sync(
+        &self,
+        offset: u64,
+        len: u64,
+        copy: impl Fn(&Mapping, u64, u64) -> Result<(), LinkError>,
+    ) -> Result<(), SyncError> {
+        let region = self.memory.range().len();
+        self.memory.part(offset, len).ok_or(SyncError::OutOfRange { offset, len, region })?;
+        let Some(mapping) = &self.core.mapping else { return Ok(()) };
+        let first = self.memory.range().start().page_offset() + offset;
+        let mut done = 0;
+        while done < len {
+            // Held over each copy: who takes pages away, and copies them back, does that before or after.
+            let state = self.core.state.lock();
+            if state.closing {
+                return Err(SyncError::Deregistered);
+            }
+            let count = SYNC_STEP.min(len - done);
+            copy(mapping, first + done, count)?;
+            done += count;
+        }
+        Ok(())
+    }
+
     /// The pages of `[offset, offset + len)`, if they are in the region.
     fn pages_of(&self, offset: u64, len: u64) -> Result<VirtRange, AdviseError> {
         let region = self.memory.range().len();
@@ -159,6 +187,12 @@ impl Region for ModelRegion {
         })?;
         add(&self.core.counters.page_prefetch, brought);
         Ok(())
+    }
+    fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), SyncError> {
+        self.sync(offset, len, Mapping::sync_for_cpu)
+    }
+    fn sync_for_device(&self, offset: u64, len: u64) -> Result<(), SyncError> {
+        self.sync(offset, len, Mapping::sync_for_device)
     }
     fn report(&self) -> RegionReport {
         self.core.report()

@@ -14,7 +14,7 @@ use super::store::{DeviceKind, DeviceMemory, DeviceMemoryId, NULL_FRAME, Store, 
 use crate::space::dmabuf::SystemPages;
 use crate::space::{Access, FaultError};
 use hw_model::addr::{PhysAddr, VirtAddr};
-use hw_model::bus::{AtomicOp, BarStorage, DmaEpoch, HostMemory, MemoryError, ProviderId};
+use hw_model::bus::{AtomicOp, BarStorage, DmaEpoch, HostMemory, MemoryError, PrivatePages, ProviderId};
 use hw_model::sync::{Arc, Mutex};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -340,6 +340,9 @@ impl HostMemory for SimHost {
     }
     fn epoch(&self) -> &Arc<DmaEpoch> {
         &self.epoch
+    }
+    fn private_pages(&self) -> Option<Arc<PrivatePages>> {
+        Some(Arc::clone(self.store.private_pages()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::kernel::Place;
 use hw_model::addr::{PAGE_SIZE, PhysAddr};
-use hw_model::bus::{AtomicOp, BarStorage, MemoryError, ProviderId, RamStorage, StorageError};
+use hw_model::bus::{AtomicOp, BarStorage, MemoryError, PrivatePages, ProviderId, RamStorage, StorageError};
 use hw_model::sync::atomic::{AtomicU8, Ordering};
 use hw_model::sync::{Arc, OnceLock};
 use std::fmt;
@@ -16,8 +16,6 @@ pub(super) const ZERO_FRAME: u32 = 1;
 /// What a page holds that was given back.
 const POISON: [u8; PAGE] = [0xdb; PAGE];
 const PAGE: usize = PAGE_SIZE as usize;
-/// What a device sees of private memory, by exclusive or: a poor cipher, but never the plain text.
-const CIPHER: u8 = 0x5a;
 
 /// Never used: no owner, and no pattern either, so that a host costs what it uses.
 const FRESH: u8 = 0;
@@ -92,6 +90,8 @@ pub(super) struct Store {
     ram: Arc<RamStorage>,
     /// One of FRESH, FREE, USED, PRIVATE a frame.
     states: Box<[AtomicU8]>,
+    /// The private ones again, for buses, which stop devices from reaching them.
+    private: Arc<PrivatePages>,
     devices: [OnceLock<Arc<DeviceMemory>>; MAX_DEVICES],
 }
 
@@ -99,7 +99,6 @@ pub(super) struct Store {
 struct Target<'a> {
     storage: &'a dyn BarStorage,
     offset: u64,
-    private: bool,
 }
 
 impl Store {
@@ -109,6 +108,7 @@ impl Store {
         let store = Self {
             ram: RamStorage::new(u64::from(frames) * PAGE_SIZE)?,
             states,
+            private: Arc::default(),
             devices: Default::default(),
         };
         store.revive(ZERO_FRAME);
@@ -137,13 +137,26 @@ impl Store {
     /// `place` has no owner any more.
     pub fn retire(&self, place: Place) {
         if let Place::Ram(frame) = place {
-            self.states[frame as usize].store(FREE, Ordering::Release);
+            self.set(frame, FREE);
         }
         self.write(place, 0, &POISON);
     }
-    /// Whether devices see `frame` encrypted.
+    /// Whether `frame` is kept from devices.
     pub fn set_private(&self, frame: u32, private: bool) {
-        self.states[frame as usize].store(if private { PRIVATE } else { USED }, Ordering::Release);
+        self.set(frame, if private { PRIVATE } else { USED });
+    }
+    fn set(&self, frame: u32, state: u8) {
+        let before = self.states[frame as usize].swap(state, Ordering::AcqRel);
+        let at = PhysAddr(u64::from(frame) * PAGE_SIZE);
+        match (before == PRIVATE, state == PRIVATE) {
+            (false, true) => self.private.make_private(at, PAGE_SIZE),
+            (true, false) => self.private.share(at, PAGE_SIZE),
+            _ => {}
+        }
+    }
+    /// The frames that are kept from devices.
+    pub fn private_pages(&self) -> &Arc<PrivatePages> {
+        &self.private
     }
     pub fn is_private(&self, frame: u32) -> bool {
         self.states[frame as usize].load(Ordering::Acquire) == PRIVATE
@@ -182,8 +195,7 @@ impl Store {
     pub fn copy(&self, from: Place, to: Place) {
         self.write(to, 0, &self.page(from));
         if let (Place::Ram(from), Place::Ram(to)) = (from, to) {
-            let state = self.states[from as usize].load(Ordering::Acquire);
-            self.states[to as usize].store(state, Ordering::Release);
+            self.set_private(to, self.is_private(from));
         }
     }
 
@@ -201,7 +213,7 @@ impl Store {
         if let Some(state) = usize::try_from(at.page_number()).ok().and_then(|frame| self.states.get(frame)) {
             return match state.load(Ordering::Acquire) {
                 FRESH | FREE => Err(MemoryError::Retired { at }),
-                state => Ok(Target { storage: &*self.ram, offset: at.0, private: state == PRIVATE }),
+                _ => Ok(Target { storage: &*self.ram, offset: at.0 }),
             };
         }
         let devices = self.devices().filter(|(_, device)| device.kind != DeviceKind::Private);
@@ -209,7 +221,7 @@ impl Store {
             if let Some(offset) = at.0.checked_sub(device.base.0)
                 && offset < device.storage.size()
             {
-                return Ok(Target { storage: &*device.storage, offset, private: false });
+                return Ok(Target { storage: &*device.storage, offset });
             }
         }
         Err(MemoryError::Unbacked { at })
@@ -234,25 +246,11 @@ impl Store {
     }
 
     pub fn dma_read(&self, at: PhysAddr, out: &mut [u8]) -> Result<(), MemoryError> {
-        self.pages(at, out.len(), |target, part| {
-            let out = &mut out[part];
-            target.storage.read(target.offset, out)?;
-            if target.private {
-                out.iter_mut().for_each(|byte| *byte ^= CIPHER);
-            }
-            Ok(())
-        })
+        self.pages(at, out.len(), |target, part| target.storage.read(target.offset, &mut out[part]))
     }
 
     pub fn dma_write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError> {
-        self.pages(at, data.len(), |target, part| {
-            let data = &data[part];
-            if !target.private {
-                return target.storage.write(target.offset, data);
-            }
-            let cipher: Vec<u8> = data.iter().map(|byte| byte ^ CIPHER).collect();
-            target.storage.write(target.offset, &cipher)
-        })
+        self.pages(at, data.len(), |target, part| target.storage.write(target.offset, &data[part]))
     }
 
     pub fn dma_atomic(&self, at: PhysAddr, op: AtomicOp) -> Result<u64, MemoryError> {

@@ -34,7 +34,7 @@ pub enum Encryption {
     /// Not an encrypted guest.
     #[default]
     Plain,
-    /// Private to the guest: a device sees only cipher text.
+    /// Private to the guest: no device reaches it.
     Private,
     /// Shared with devices.
     Shared,

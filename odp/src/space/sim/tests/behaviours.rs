@@ -3,7 +3,8 @@
 use super::*;
 use crate::page::{Backing, PageRun};
 use crate::space::{Access, AddressSpace, FaultError, Rung, WatchError};
-use hw_model::bus::{AtomicOp, HostMemory, MemoryError};
+use hw_model::addr::PhysAddr;
+use hw_model::bus::{AtomicOp, Bus, DeviceSpec, DmaError, HostMemory, MemoryError};
 
 fn world() -> (Machine, Arc<SimSpace>) {
     let machine = machine(small(7, FaultMode::Wait));
@@ -348,26 +349,34 @@ fn failed_memory_is_lost_to_everybody_and_can_be_replaced() {
 }
 
 #[test]
-fn devices_see_only_cipher_text_of_private_memory() {
+fn devices_do_not_reach_private_memory_and_the_cpu_does() {
     let (machine, space) = world();
     let range = space.map(MapRequest::anonymous(1)).expect("room");
     space.cpu_write(range.start(), b"plain text").expect("mapped");
     let encrypt = |mode| space.change(SpaceChange::Encrypt(range, mode)).expect("own memory");
+    let bus = Bus::new(Arc::clone(&machine.host) as Arc<dyn HostMemory>);
+    let device = bus.attach(DeviceSpec::new("nic")).expect("room on the bus");
     let seen = || {
         let run = fault(&space, range.start(), Access::Read).expect("mapped");
-        let mut bytes = [0; 10];
-        machine.host.read(run.phys, &mut bytes).expect("present");
-        (run.backing, bytes)
+        let (mut by_cpu, mut by_device) = ([0; 10], [0; 10]);
+        machine.host.read(run.phys, &mut by_cpu).expect("present");
+        assert_eq!(&by_cpu, b"plain text");
+        let by_device = device.read(run.phys.to_dma_identity(), &mut by_device).map(|()| by_device);
+        (run.backing, by_device, run.phys)
+    };
+    let refused = |(backing, outcome, phys): (Backing, Result<[u8; 10], DmaError>, PhysAddr)| {
+        assert_eq!((backing, outcome), (Backing::EncryptedPrivate, Err(DmaError::Private { at: phys })));
     };
     encrypt(Encryption::Private);
-    assert_eq!(seen().0, Backing::EncryptedPrivate);
-    assert_ne!(&seen().1, b"plain text");
+    refused(seen());
     space.change(SpaceChange::Migrate(range)).expect("a free frame");
-    assert_ne!(&seen().1, b"plain text", "a copy is as private");
+    refused(seen());
     space.change(SpaceChange::SwapOut(range)).expect("swap");
-    assert_ne!(&seen().1, b"plain text", "and so is what was swapped");
+    refused(seen());
     encrypt(Encryption::Shared);
-    assert_eq!(seen(), (Backing::EncryptedShared, *b"plain text"));
+    let (backing, outcome, _) = seen();
+    assert_eq!((backing, outcome), (Backing::EncryptedShared, Ok(*b"plain text")));
+    drop(device);
     done(&machine.host);
 }
 

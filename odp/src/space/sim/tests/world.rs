@@ -324,25 +324,16 @@ impl World {
         let Process { space, device, .. } = &self.processes[process];
         let entry = device.entry(space, page, access)?;
         let at = entry.phys.offset(offset as u64);
-        let private = entry.backing == Backing::EncryptedPrivate;
-        let flip = |bytes: &mut [u8]| bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
+        // A bus keeps devices from it; whoever copies for them, as to a bounce buffer, is the CPU.
+        let private = self.machine.host.private_pages().expect("a host knows them").is_private(at);
+        assert_eq!(private, entry.backing == Backing::EncryptedPrivate, "page {page:#x} of {process}");
         let mut seen = vec![0; data.len()];
-        match access {
-            Access::Read => {
-                self.machine.host.read(at, &mut seen).expect("a translation that was told stays good");
-                // A device that had the key would see plain text.
-                if private {
-                    flip(&mut seen);
-                }
-            }
-            Access::Write => {
-                let mut data = data.to_vec();
-                if private {
-                    flip(&mut data);
-                }
-                self.machine.host.write(at, &data).expect("a translation that was told stays good");
-            }
-        }
+        let host = &self.machine.host;
+        let moved = match access {
+            Access::Read => host.read(at, &mut seen),
+            Access::Write => host.write(at, data),
+        };
+        moved.expect("a translation that was told stays good");
         self.count("device accesses");
         *self.counts.entry(backing_name(entry.backing)).or_default() += 1;
         Ok(seen)
