@@ -5,6 +5,7 @@
 //! [`Bounced`] holds the buffers beside whatever list of DMA addresses its owner keeps.
 
 use super::device::DmaDevice;
+use super::points;
 use hw_model::addr::{DmaAddr, PAGE_SIZE, PhysAddr};
 use hw_model::bounce::{Bounce, BouncePool, BounceRequest, SEGMENT_SIZE};
 use hw_model::bus::{Busy, DmaPort, HostMemory, Slot};
@@ -174,7 +175,11 @@ impl Bounced {
         while done < len {
             let at = phys.offset(done);
             let most = SEGMENT_SIZE - at.page_offset();
-            match bouncer.fill(at, most.min(len - done), PAGE_SIZE) {
+            let filled = match device.points().meet(points::BOUNCE).fails() {
+                true => Err(BounceError::Held),
+                false => bouncer.fill(at, most.min(len - done), PAGE_SIZE),
+            };
+            match filled {
                 Ok(buffer) => bounced.buffers.push(buffer),
                 Err(error) => {
                     bounced.discard();

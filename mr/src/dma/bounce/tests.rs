@@ -4,6 +4,7 @@ use super::*;
 use crate::dma::{DmaConfig, Extent, LinkError, Mapping, Policy, Refusal, Segment, Segments};
 use hw_model::bounce::{BounceConfig, BounceError as PoolError};
 use hw_model::bus::{Bus, BusConfig, DeviceSpec, DmaLimits, PrivatePages, RamMemory};
+use hw_model::fault_plan::{Action, FaultPlan, Points, Rule};
 use hw_model::hca::{Backing, Path};
 use hw_model::iommu::{Domain, DomainConfig, LeafSize};
 
@@ -326,4 +327,19 @@ fn a_device_that_never_bounces_takes_no_slot_of_the_epoch() {
     assert_eq!(stand.memory_of().epoch().slot_count(), engines + 1);
     drop((coherent, legacy));
     assert_eq!(stand.memory_of().epoch().slot_count(), engines);
+}
+
+#[test]
+fn a_buffer_that_fails_gives_back_those_before_it() {
+    let stand = stand(12, 2);
+    let port = stand.bus.attach(DeviceSpec::new("short")).expect("room on the bus");
+    let plan = FaultPlan::new(0, vec![Rule::nth(crate::dma::points::BOUNCE.name(), 2, Action::Fail)]);
+    let (policy, points) = (Policy::Legacy, Points::with(&plan));
+    let device = DmaDevice::new(port, DmaConfig { policy, points, ..DmaConfig::default() });
+    stand.write(PhysAddr(0x1_0000), b"as it was");
+    let failed = Bounced::new(&device, PhysAddr(0x1_0000), 2 * SEGMENT_SIZE).err();
+    assert_eq!((failed, stand.used()), (Some(BounceError::Held), 0));
+    assert_eq!(stand.bus.bounce().expect("a pool").stats().bytes_to_cpu, 0, "nothing to copy back");
+    let whole = Bounced::new(&device, PhysAddr(0x1_0000), 2 * SEGMENT_SIZE).expect("the pool is empty");
+    assert_eq!((whole.pieces().count(), stand.used()), (2, 256));
 }
