@@ -547,3 +547,42 @@ fn walks_race_with_mapping_unmapping_and_flushing() {
         assert_eq!((domain.stats().mapped_bytes, domain.stats().violations), (0, 0));
     }
 }
+
+/// Large leaves are put in under a lock of their table and not one by one: neighbours who map pages, and who turn the word
+/// beside it into a table, must not be lost; nor may two have the same leaf.
+#[test]
+fn threads_that_map_large_leaves_and_pages_in_one_gib_lose_nothing_and_share_nothing() {
+    const ROUNDS: u64 = 200;
+    let domain = domain();
+    let won: u64 = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4_u64)
+            .map(|thread| {
+                let domain = &domain;
+                scope.spawn(move || {
+                    let mut won = 0;
+                    for round in 0..ROUNDS {
+                        // Every thread its own stretch, pages and large leaves in turn.
+                        let at = Iova(GIB + (8 * (round % 8) + 2 * thread) * 2 * MIB);
+                        let len = if (round + thread).is_multiple_of(2) { 4 * MIB } else { 3 * 4 * KIB };
+                        domain.map(at, PhysAddr(at.0), len, Prot::READ).expect("this thread's stretch");
+                        // And one leaf that all want.
+                        let wanted = Iova(2 * GIB - 2 * MIB * (1 + round % 16));
+                        let mapped = domain.map(wanted, PhysAddr(0), 2 * MIB, Prot::READ);
+                        won += u64::from(mapped.is_ok());
+                        for place in [at, at.offset(len - 1)] {
+                            assert_eq!(domain.iova_to_phys(place), Some(PhysAddr(place.0)));
+                        }
+                        domain.flush(domain.unmap(at, len).expect("exactly what was mapped"));
+                        if mapped.is_ok() {
+                            domain.flush(domain.unmap(wanted, 2 * MIB).expect("it is this thread's"));
+                        }
+                    }
+                    won
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no thread panicked")).sum()
+    });
+    let stats = domain.stats();
+    assert_eq!((stats.mapped_bytes, stats.violations), (0, 4 * ROUNDS - won), "who lost was told");
+}
