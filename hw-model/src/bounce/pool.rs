@@ -375,41 +375,40 @@ impl BouncePool {
         phys.0.wrapping_sub(self.base.0) < self.size()
     }
 
-    /// The data's own place of the buffer that is parked at `start`, taken back to where its first slot would lie. `None`
-    /// if none is.
-    #[must_use]
-    pub fn origin_of(&self, start: PhysAddr) -> Option<PhysAddr> {
-        let slot = self.slot_at(start)?;
-        let word = self.parked[2 * slot].load(Ordering::Acquire);
-        let origin = self.parked[2 * slot + 1].load(Ordering::Relaxed);
-        (word != 0).then(|| PhysAddr(origin.wrapping_sub(word >> PADDING_SHIFT & PADDING_MASK)))
-    }
-
     fn slot_at(&self, start: PhysAddr) -> Option<usize> {
         let is_slot = self.holds(start) && start.is_aligned(SLOT_SIZE);
         is_slot.then(|| ((start.0 - self.base.0) / SLOT_SIZE) as usize)
+    }
+
+    /// Looks at the buffer that is parked at `start`, and leaves it there. `None` if none is. The caller sees to it that
+    /// nobody takes it meanwhile.
+    pub fn with_parked<T>(&self, start: PhysAddr, look: impl FnOnce(&Bounce) -> T) -> Option<T> {
+        let slot = self.slot_at(start)?;
+        let word = self.parked[2 * slot].load(Ordering::Acquire);
+        (word != 0).then(|| look(&self.parked_at(slot, word)))
     }
 
     /// The buffer that was parked at `start`. It is parked no longer: of two who ask, one gets it. `None` if none is.
     #[must_use]
     pub fn unpark(&self, start: PhysAddr) -> Option<Bounce> {
         let slot = self.slot_at(start)?;
-        let offset = start.0 - self.base.0;
         let word = self.parked[2 * slot].swap(0, Ordering::Acquire);
-        if word == 0 {
-            return None;
-        }
-        let origin = PhysAddr(self.parked[2 * slot + 1].load(Ordering::Relaxed));
-        let padding = word >> PADDING_SHIFT & PADDING_MASK;
-        Some(Bounce {
-            origin,
+        (word != 0).then(|| self.parked_at(slot, word))
+    }
+
+    /// The buffer that begins with `slot` and is what `word` says.
+    fn parked_at(&self, slot: usize, word: u64) -> Bounce {
+        let start = slot as u64 * SLOT_SIZE;
+        let offset = start + (word >> PADDING_SHIFT & PADDING_MASK);
+        Bounce {
+            origin: PhysAddr(self.parked[2 * slot + 1].load(Ordering::Relaxed)),
             len: word & LEN_MASK,
-            offset: offset + padding,
-            phys: start.offset(padding),
-            segment: (offset / SEGMENT_SIZE) as u32,
+            offset,
+            phys: self.base.offset(offset),
+            segment: (start / SEGMENT_SIZE) as u32,
             first: (slot as u32 % SEGMENT_SLOTS) as u8,
             slots: (word >> SLOTS_SHIFT) as u8,
-        })
+        }
     }
 
     /// Counters as they are now.

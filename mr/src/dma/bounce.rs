@@ -40,7 +40,8 @@ pub enum SyncDirection {
 pub(super) struct Bouncer {
     pool: Arc<BouncePool>,
     memory: Arc<dyn HostMemory>,
-    /// Its copies are bursts like those of the device. One at a time.
+    /// Its copies are bursts like those of the device. One at a time: whoever looks at a parked buffer or takes it does
+    /// so with this held.
     slot: Mutex<Slot>,
     trusted: bool,
 }
@@ -65,8 +66,7 @@ impl Bouncer {
 
     /// Runs `work` as a burst. Whoever holds DMA up may be waiting for a lock of our caller, so this does not wait for
     /// ever.
-    fn burst<T>(&self, work: impl FnOnce(&Busy<'_>) -> T) -> Result<T, BounceError> {
-        let mut slot = self.slot.lock();
+    fn burst<T>(slot: &mut Slot, work: impl FnOnce(&Busy<'_>) -> T) -> Result<T, BounceError> {
         for attempt in 0..PATIENCE {
             if attempt > 100 {
                 thread::sleep(PAUSE);
@@ -82,16 +82,16 @@ impl Bouncer {
     /// A buffer with the data in it.
     fn fill(&self, origin: PhysAddr, len: u64, granule: u64) -> Result<Bounce, BounceError> {
         let request = BounceRequest { origin, len, granule, trusted: self.trusted };
-        Ok(self.burst(|burst| self.pool.map(request, &*self.memory, burst))??)
+        Ok(Self::burst(&mut self.slot.lock(), |burst| self.pool.map(request, &*self.memory, burst))??)
     }
 
     /// Gives a buffer back, with what the device wrote if `copy` says so.
     ///
     /// # Errors
     /// The copy's. What cannot be copied is gone with its memory; the buffer goes back all the same.
-    fn empty(&self, bounce: Bounce, copy: bool) -> Result<(), BounceError> {
+    fn empty(&self, slot: &mut Slot, bounce: Bounce, copy: bool) -> Result<(), BounceError> {
         let copied = match copy {
-            true => self.copy(&bounce, 0, bounce.len(), SyncDirection::ForCpu),
+            true => self.copy(slot, &bounce, 0, bounce.len(), SyncDirection::ForCpu),
             false => Ok(()),
         };
         if let Err(error) = &copied {
@@ -104,13 +104,14 @@ impl Bouncer {
 
     fn copy(
         &self,
+        slot: &mut Slot,
         bounce: &Bounce,
         offset: u64,
         len: u64,
         direction: SyncDirection,
     ) -> Result<(), BounceError> {
         let memory = &*self.memory;
-        Ok(self.burst(|burst| match direction {
+        Ok(Self::burst(slot, |burst| match direction {
             SyncDirection::ForCpu => self.pool.sync_for_cpu(bounce, offset, len, memory, burst),
             SyncDirection::ForDevice => self.pool.sync_for_device(bounce, offset, len, memory, burst),
         })??)
@@ -127,12 +128,15 @@ impl Bouncer {
     /// # Errors
     /// The copy's, if one was asked for. The buffer goes back all the same.
     pub(super) fn release(&self, page: PhysAddr, copy: bool) -> Result<(), BounceError> {
-        self.pool.unpark(page).map_or(Ok(()), |bounce| self.empty(bounce, copy))
+        // Before the buffer is taken: a sync under way is looking at it.
+        let mut slot = self.slot.lock();
+        self.pool.unpark(page).map_or(Ok(()), |bounce| self.empty(&mut slot, bounce, copy))
     }
 
     /// The memory that the byte at `phys`, `inside` bytes into its IO page, stands for.
     pub(super) fn origin_of(&self, phys: PhysAddr, inside: u64) -> Option<PhysAddr> {
-        Some(self.pool.origin_of(PhysAddr(phys.0 - inside))?.offset(inside))
+        let page = PhysAddr(phys.0 - inside);
+        self.pool.with_parked(page, |bounce| bounce.origin().offset(phys.0.wrapping_sub(bounce.phys().0)))
     }
 
     /// Copies what `[from, to)` of the IO page at `page` has in common with the buffer there.
@@ -143,12 +147,16 @@ impl Bouncer {
         to: u64,
         direction: SyncDirection,
     ) -> Result<(), BounceError> {
-        let Some(bounce) = self.pool.unpark(page) else { return Ok(()) };
-        let begins = bounce.phys().0 - page.0;
-        let (from, to) = (from.max(begins), to.min(begins + bounce.len()));
-        let copied = if from < to { self.copy(&bounce, from - begins, to - from, direction) } else { Ok(()) };
-        self.pool.park(bounce);
-        copied
+        let mut slot = self.slot.lock();
+        let copied = self.pool.with_parked(page, |bounce| {
+            let begins = bounce.phys().0 - page.0;
+            let (from, to) = (from.max(begins), to.min(begins + bounce.len()));
+            if from >= to {
+                return Ok(());
+            }
+            self.copy(&mut slot, bounce, from - begins, to - from, direction)
+        });
+        copied.unwrap_or(Ok(()))
     }
 }
 
@@ -206,7 +214,8 @@ impl Bounced {
         for buffer in &self.buffers {
             let (from, to) = (offset.max(begins), end.min(begins + buffer.len()));
             if from < to {
-                self.bouncer().copy(buffer, from - begins, to - from, direction)?;
+                let bouncer = self.bouncer();
+                bouncer.copy(&mut bouncer.slot.lock(), buffer, from - begins, to - from, direction)?;
             }
             begins += buffer.len();
         }
@@ -224,8 +233,9 @@ impl Bounced {
 
     fn give_back(&mut self, mut copy: bool) {
         for buffer in std::mem::take(&mut self.buffers) {
+            let bouncer = self.bouncer();
             // Waiting once is enough: whoever holds DMA up is changing the memory.
-            copy &= self.bouncer().empty(buffer, copy) != Err(BounceError::Held);
+            copy &= bouncer.empty(&mut bouncer.slot.lock(), buffer, copy) != Err(BounceError::Held);
         }
     }
 }

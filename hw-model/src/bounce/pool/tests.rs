@@ -196,11 +196,14 @@ fn a_parked_buffer_is_found_by_its_first_slot_once_and_is_what_it_was() {
         let start = pool.park(bounce);
         assert_eq!(start.0, phys.0 & !(request.granule - 1));
         assert_eq!(pool.unpark(start.offset(SLOT_SIZE)), None, "not where a buffer begins");
-        assert_eq!(pool.origin_of(start), Some(PhysAddr(request.origin.0 & !(request.granule - 1))));
+        assert_eq!(
+            pool.with_parked(start, |found| (found.phys(), found.origin())),
+            Some((phys, request.origin))
+        );
         let found = pool.unpark(start).expect("it was parked");
         assert_eq!((found.phys(), found.origin(), found.len()), (phys, request.origin, request.len));
         assert_eq!(found.slots, slots);
-        assert_eq!((pool.unpark(start), pool.origin_of(start)), (None, None), "found once");
+        assert_eq!((pool.unpark(start), pool.with_parked(start, |_| ())), (None, None), "found once");
         if request.len == SEGMENT_SIZE {
             pool.park(found);
         } else {

@@ -343,3 +343,28 @@ fn a_buffer_that_fails_gives_back_those_before_it() {
     let whole = Bounced::new(&device, PhysAddr(0x1_0000), 2 * SEGMENT_SIZE).expect("the pool is empty");
     assert_eq!((whole.pieces().count(), stand.used()), (2, 256));
 }
+
+/// Regression: a sync took the buffer out of the pool for a moment, and an unlink that came then lost its slots.
+#[test]
+fn syncs_beside_an_unlink_lose_no_slot() {
+    let stand = stand(12, 1);
+    let (device, _) = stand.stranger(Policy::Legacy);
+    let mapping = mapping(&device, ram(0, 4 * PAGE));
+    let unlinking = hw_model::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while unlinking.load(hw_model::sync::atomic::Ordering::Acquire) == 0 {
+                mapping.sync_for_device(0, 4 * PAGE).expect("in the mapping");
+            }
+        });
+        for _ in 0..20_000 {
+            mapping.link_bounced(0, PhysAddr(0x3_0000), 4 * PAGE).expect("room");
+            mapping.unlink(0, 4 * PAGE).expect("linked");
+            if stand.used() != 0 {
+                break;
+            }
+        }
+        unlinking.store(1, hw_model::sync::atomic::Ordering::Release);
+    });
+    assert_eq!((stand.used(), mapping.linked()), (0, 0));
+}

@@ -118,7 +118,8 @@ impl Mapping {
     }
 
     /// Copies what the device wrote to bounced pages of `[offset, offset + len)` to the memory they stand for
-    /// (`dma_sync_single_for_cpu`). Does nothing where nothing bounced.
+    /// (`dma_sync_single_for_cpu`). Does nothing where nothing bounced. Who unlinks the same pages at the same time does not
+    /// know whether they were copied before.
     ///
     /// # Errors
     /// [`LinkError::Range`], [`LinkError::Bounce`]; a part may have been copied.
