@@ -111,6 +111,12 @@ impl Migration {
                     return Ok(Progress::Blocked);
                 }
                 let run = moving.pages();
+                if run.clone().any(|page| self.exporter.pages.place(page) == self.to) {
+                    // An earlier migration had these pages on their way, failed, and left some where they had been: here.
+                    self.left.start = run.start;
+                    self.stage = Stage::Looking;
+                    return Ok(Progress::Again);
+                }
                 let (fence, signal) = Fence::new();
                 // The driver asks for both under the same lock: where a page is, and whether it has arrived.
                 let _held = self.exporter.pages.hold();

@@ -243,6 +243,46 @@ fn a_copy_that_fails_leaves_the_page_where_its_bytes_are() {
     }
 }
 
+/// A second migration takes a page whose bytes the first is still bringing. The first fails and leaves the page where it was,
+/// which is where the second was to bring it: there is nothing to copy, least of all what the page was to be.
+#[test]
+fn a_migration_behind_one_that_fails_copies_nothing_over_the_page() {
+    let world = World::new();
+    let plan = FaultPlan::new(
+        0,
+        vec![Rule::nth("odp.dmabuf.copy", 2, Action::Fail)],
+    );
+    let options = MigratingOptions {
+        place: PagePlace::Peer,
+        points: Points::with(&plan),
+        ..MigratingOptions::default()
+    };
+    let exporter = world.export(options);
+    exporter.write_at(page_bytes(2), b"second page").expect("in the buffer");
+    let step = |migration: &mut Migration| migration.poll();
+    let mut first = exporter.begin_migration(1..3, PagePlace::System).expect("in the buffer");
+    while exporter.place(2) == Some(PagePlace::Peer) {
+        step(&mut first).expect("nothing has failed yet");
+    }
+    let mut second = exporter.begin_migration(2..3, PagePlace::Peer).expect("in the buffer");
+    assert_eq!(step(&mut second), Ok(Progress::Again), "it sees the page on its way to the other place");
+    assert_eq!(step(&mut second), Ok(Progress::Blocked), "and waits for its bytes");
+    let failed = loop {
+        if let Err(error) = step(&mut first) {
+            break error;
+        }
+    };
+    assert!(matches!(failed, MigrationError::Copy { page: 2, .. }), "{failed:?}");
+    let moved = loop {
+        if let Progress::Done(moved) = step(&mut second).expect("nothing fails any more") {
+            break moved;
+        }
+    };
+    let mut bytes = [0; 11];
+    exporter.read_at(page_bytes(2), &mut bytes).expect("in the buffer");
+    assert_eq!((&bytes, moved, exporter.place(2)), (b"second page", 0, Some(PagePlace::Peer)));
+}
+
 #[test]
 fn an_exporter_that_revokes_takes_no_importer_that_would_not_let_go() {
     let world = World::new();
