@@ -1,7 +1,8 @@
 //! The application's side: pages are dropped and moved while data moves through the region.
 
 use crate::mixed::{Kind, MixedMemory};
-use odp::space::process::{DmabufMapping, PagePlace};
+use odp::space::dmabuf::PagePlace;
+use odp::space::process::DmabufMapping;
 use rand::{Rng, RngExt};
 use std::io;
 

@@ -175,8 +175,9 @@ impl Stage {
         let machine = Machine::new(space.memory(), Some(Arc::clone(&bar_memory) as _), &config)
             .map_err(setup("the modelled machine could not be built"))?;
         let bar = machine.bar.as_ref().expect("the machine was given a BAR");
-        let peer = PeerPart { memory: bar_memory, offset: 0, provider: bar.provider(), base: bar.base() };
-        let dmabuf = DmabufMapping::at(&space, hole, peer).map_err(setup("no memory for the DMABUF"))?;
+        let peer = PeerPart::new(&bar_memory, bar, 0, hole.range().len());
+        let dmabuf = peer.and_then(|peer| DmabufMapping::at(&space, hole, peer));
+        let dmabuf = dmabuf.map_err(setup("no memory for the DMABUF"))?;
         let mirror = OwnedMemory::new(&space, args.size).map_err(setup("no memory for the second region"))?;
         let mirror = Arc::new(mirror);
         let refused = setup("the region could not be registered");

@@ -2,33 +2,39 @@
 //! and devices and the CPU see the same bytes wherever it is.
 
 use crate::mapped::{Mapped, Recorder, Told, fault, open, snapshot};
-use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtRange};
-use hw_model::bus::{BarStorage, MemoryError, ProviderId};
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use hw_model::bus::{Bar, Bus, DeviceSpec, MemoryError};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use odp::page::Backing;
-use odp::space::process::{
-    BarMemory, DmabufError, DmabufMapping, Options, PagePlace, PeerPart, ProcessSpace,
-};
+use odp::space::dmabuf::{ImportMode, ImportOptions, MoveError, OutsideBar, PagePlace};
+use odp::space::process::{BarMemory, DmabufError, DmabufMapping, Options, PeerPart, ProcessSpace};
 use odp::space::{Access, AddressSpace, FaultError, Rung};
 use std::time::Duration;
 
 const PAGES: u64 = 8;
-const BASE: PhysAddr = PhysAddr(0x3800_0000_0000);
-const PROVIDER: ProviderId = ProviderId(3);
 /// The buffer's part of the BAR begins here.
 const OFFSET: u64 = 2 * PAGE_SIZE;
 
-fn peer(space: &ProcessSpace) -> PeerPart {
-    let memory = BarMemory::new(space, OFFSET + PAGES * PAGE_SIZE).expect("memory");
-    PeerPart { memory, offset: OFFSET, provider: PROVIDER, base: BASE }
+/// A GPU's BAR, and the memory behind it.
+fn bar(space: &ProcessSpace) -> (Arc<BarMemory>, Arc<Bar>) {
+    let memory = BarMemory::new(space, 2 * PAGES * PAGE_SIZE).expect("memory");
+    let bus = Bus::new(space.memory());
+    let gpu = bus.attach(DeviceSpec::new("gpu")).expect("room");
+    let bar = bus.add_bar(gpu.device(), Arc::clone(&memory) as _).expect("room");
+    (memory, bar)
 }
 
-fn buffer() -> (Arc<ProcessSpace>, Arc<BarMemory>, DmabufMapping) {
+fn peer(space: &ProcessSpace) -> PeerPart {
+    let (memory, bar) = bar(space);
+    PeerPart::new(&memory, &bar, OFFSET, PAGES * PAGE_SIZE).expect("in the BAR")
+}
+
+fn buffer() -> (Arc<ProcessSpace>, Arc<Bar>, DmabufMapping) {
     let space = open(Options::default());
-    let peer = peer(&space);
-    let bar = Arc::clone(&peer.memory);
-    let buffer = DmabufMapping::new(&space, PAGES, peer).expect("a buffer");
+    let (memory, bar) = bar(&space);
+    let peer = PeerPart::new(&memory, &bar, OFFSET, PAGES * PAGE_SIZE).expect("in the BAR");
+    let buffer = DmabufMapping::new(&space, peer).expect("a buffer");
     (space, bar, buffer)
 }
 
@@ -58,16 +64,16 @@ fn pages_move_one_by_one_with_their_bytes_and_only_their_owners_are_told() {
     let runs = snapshot(&space, buffer.range());
     let seen: Vec<_> = runs.iter().map(|run| (run.pages, run.backing, run.provider)).collect();
     let system = |pages| (pages, Backing::DmabufSystem, None);
-    let in_bar = |pages| (pages, Backing::DmabufPeer, Some(PROVIDER));
+    let in_bar = |pages| (pages, Backing::DmabufPeer, Some(bar.provider()));
     assert_eq!(seen, [system(2), in_bar(2), system(4)]);
     assert_eq!(runs[0].phys, whole[0].phys, "pages that stay keep their frames");
-    assert_eq!(runs[1].phys, BASE.offset(OFFSET + 2 * PAGE_SIZE));
+    assert_eq!(runs[1].phys, bar.base().offset(OFFSET + 2 * PAGE_SIZE));
     assert_eq!(runs[2].phys, whole[0].phys.offset(4 * PAGE_SIZE));
 
     let mut byte = [0];
-    bar.read(OFFSET + 3 * PAGE_SIZE + 99, &mut byte).expect("in the BAR");
+    bar.storage().read(OFFSET + 3 * PAGE_SIZE + 99, &mut byte).expect("in the BAR");
     assert_eq!(byte, [4], "the bytes came along");
-    bar.write(OFFSET + 3 * PAGE_SIZE, &[0xee]).expect("in the BAR");
+    bar.storage().write(OFFSET + 3 * PAGE_SIZE, &[0xee]).expect("in the BAR");
     buffer.read_at(3 * PAGE_SIZE, &mut byte).expect("in the buffer");
     assert_eq!(byte, [0xee], "the CPU sees what a device wrote in the BAR");
     space.memory().read(whole[0].phys.offset(3 * PAGE_SIZE), &mut byte).expect("frames are never refused");
@@ -87,9 +93,8 @@ fn pages_move_one_by_one_with_their_bytes_and_only_their_owners_are_told() {
         let expected = if number == 3 { 0xee } else { number as u8 + 1 };
         assert_eq!(byte, [expected], "page {number}");
     }
-    let end = PAGES + 1;
-    let beyond = DmabufError::NoSuchPages { first: 0, end, pages: PAGES };
-    assert_eq!(buffer.move_to_peer(0..end), Err(beyond));
+    let beyond = MoveError::NoSuchPages { pages: 0..PAGES + 1, size: PAGES };
+    assert_eq!(buffer.move_to_peer(0..PAGES + 1), Err(beyond.into()));
     drop(interval);
 }
 
@@ -119,8 +124,8 @@ fn a_buffer_can_take_the_place_of_part_of_a_mapping() {
     let range = memory.part(4, PAGES);
     let buffer = DmabufMapping::at(&space, memory.lend(4, PAGES), peer(&space)).expect("a buffer");
     assert_eq!(buffer.range(), range);
-    let other = DmabufMapping::at(&space, memory.lend(6, 2), peer(&space)).unwrap_err();
-    assert_eq!(other, DmabufError::Taken { range: memory.part(6, 2), other: range });
+    let other = DmabufMapping::at(&space, memory.lend(6, PAGES), peer(&space)).unwrap_err();
+    assert_eq!(other, DmabufError::Taken { range: memory.part(6, PAGES), other: range });
     buffer.move_to_peer(1..2).expect("in the buffer");
     let runs = fault(&space, memory.range(), Access::Write).expect("faultable");
     let kinds: Vec<_> = runs.iter().map(|run| (run.pages, run.backing)).collect();
@@ -142,12 +147,43 @@ fn a_buffer_can_take_the_place_of_part_of_a_mapping() {
 #[test]
 fn bad_parts_and_ranges_are_refused() {
     let space = open(Options::default());
-    let short = PeerPart { offset: OFFSET + PAGE_SIZE, ..peer(&space) };
-    let refused = DmabufMapping::new(&space, PAGES, short).unwrap_err();
-    assert!(matches!(refused, DmabufError::OutsideBar { .. }), "{refused}");
-    let odd = PeerPart { offset: 1, ..peer(&space) };
-    assert!(matches!(DmabufMapping::new(&space, 1, odd), Err(DmabufError::OutsideBar { .. })));
-    assert!(matches!(DmabufMapping::new(&space, 0, peer(&space)), Err(DmabufError::BadRange { .. })));
+    let (memory, bar) = bar(&space);
+    let (size, whole) = (bar.size(), PAGES * PAGE_SIZE);
+    for (offset, bytes) in [(size - whole + PAGE_SIZE, whole), (1, PAGE_SIZE), (0, 0)] {
+        let refused = PeerPart::new(&memory, &bar, offset, bytes).unwrap_err();
+        assert_eq!(refused, DmabufError::OutsideBar(OutsideBar { offset, bytes, size }));
+    }
+    let other = BarMemory::new(&space, size).expect("memory");
+    assert_eq!(PeerPart::new(&other, &bar, 0, whole).unwrap_err(), DmabufError::OtherMemory);
+    let memory = Mapped::anonymous(PAGES + 1);
+    let uneven = DmabufMapping::at(&space, memory.lend(0, PAGES + 1), peer(&space)).unwrap_err();
+    assert_eq!(uneven, DmabufError::BadRange { range: memory.range(), pages: PAGES });
+}
+
+#[test]
+fn importers_of_the_buffer_and_owners_of_its_addresses_follow_the_same_move() {
+    let (space, _bar, buffer) = buffer();
+    let importer = buffer.buffer().attach(ImportOptions::new(ImportMode::Dynamic)).expect("it lives");
+    let (by_address, by_offset) = (Recorder::new(), Recorder::new());
+    let _one = space.notifiers().register(buffer.range(), by_address.clone());
+    let _other = importer.notifiers().register(buffer.buffer().range(), by_offset.clone());
+    assert_eq!(buffer.move_to_peer(1..3), Ok(2));
+    assert_eq!(by_address.take(), [Told::Clear(page(&buffer, 1, 2)), Told::Unlink(page(&buffer, 1, 2))]);
+    let offsets = VirtRange::new(VirtAddr(PAGE_SIZE), 2 * PAGE_SIZE).expect("fits");
+    assert_eq!(by_offset.take(), [Told::Clear(offsets), Told::Unlink(offsets)]);
+    let runs = |space: &dyn AddressSpace, range| {
+        let mut runs = Vec::new();
+        space.fault(range, Access::Write, &mut runs).expect("there");
+        runs.into_iter().map(|run| (run.pages, run.phys, run.backing, run.provider)).collect::<Vec<_>>()
+    };
+    assert_eq!(runs(&*space, buffer.range()), runs(&*importer, buffer.buffer().range()), "the same pages");
+    let pinned = buffer.buffer().attach(ImportOptions::new(ImportMode::Pinned)).expect("it lives");
+    let pin = pinned.watch(offsets).expect("nothing moves");
+    let refused = MoveError::Pinned { pages: 1..3, by: 1 };
+    assert_eq!(buffer.move_to_system(0..PAGES), Err(refused.into()));
+    assert!(by_address.take().is_empty(), "nobody is told of a move that does not happen");
+    drop(pin);
+    assert_eq!(buffer.move_to_system(0..PAGES), Ok(2));
 }
 
 #[test]

@@ -53,7 +53,7 @@ impl BarPart {
         &self.bar
     }
     /// Where `page` is in the BAR, in bytes.
-    pub(super) fn offset_of(&self, page: u64) -> u64 {
+    pub(in crate::space) fn offset_of(&self, page: u64) -> u64 {
         self.offset + page_bytes(page)
     }
     /// Its pages from `page` on, `pages` of them.

@@ -22,6 +22,17 @@ pub enum PagePlace {
     Peer,
 }
 
+impl PagePlace {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::System => Self::Peer,
+            Self::Peer => Self::System,
+        }
+    }
+}
+
 /// Pages of system memory that a driver has taken for itself.
 #[derive(Clone)]
 pub struct SystemPages {
@@ -135,12 +146,12 @@ pub enum AccessError {
 
 /// The exporter. Page `n` of its buffer is in page `n` of its system memory or in page `n` of its part of the BAR.
 pub struct Migrating {
-    pub(super) pages: Arc<Pages>,
+    pub(in crate::space) pages: Arc<Pages>,
     buffer: Arc<Dmabuf>,
 }
 
 /// What the buffer knows of it.
-pub(super) struct Pages {
+pub(in crate::space) struct Pages {
     system: SystemPages,
     peer: BarPart,
     writable: bool,
@@ -241,11 +252,11 @@ impl Migrating {
 }
 
 impl Pages {
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::space) fn count(&self) -> u64 {
         self.in_bar.len() as u64
     }
 
-    pub(super) fn place(&self, page: u64) -> PagePlace {
+    pub(in crate::space) fn place(&self, page: u64) -> PagePlace {
         match self.in_bar[page as usize].load(Ordering::Acquire) {
             true => PagePlace::Peer,
             false => PagePlace::System,
@@ -258,7 +269,7 @@ impl Pages {
     }
 
     /// Says that `pages` are at `to`.
-    pub(super) fn put(&self, pages: Range<u64>, to: PagePlace) {
+    pub(in crate::space) fn put(&self, pages: Range<u64>, to: PagePlace) {
         for page in pages {
             self.in_bar[page as usize].store(to == PagePlace::Peer, Ordering::Release);
         }
@@ -271,23 +282,31 @@ impl Pages {
         copy()
     }
 
-    /// Copies `page` to `to`, and fills the page that it leaves.
+    /// Copies `page`, through a `chunk` of its size, to `to` from the other place, where its bytes are too from then on.
     ///
     /// # Errors
-    /// See [`AccessError`]; its bytes are where they were.
-    pub(super) fn copy(&self, page: u64, to: PagePlace, chunk: &mut [u8]) -> Result<(), AccessError> {
-        let from = match to {
-            PagePlace::Peer => PagePlace::System,
-            PagePlace::System => PagePlace::Peer,
-        };
+    /// See [`AccessError`].
+    pub(in crate::space) fn copy(
+        &self,
+        page: u64,
+        to: PagePlace,
+        chunk: &mut [u8],
+    ) -> Result<(), AccessError> {
         self.burst(|| {
-            match from {
-                PagePlace::System => self.system.memory.read(self.system.pages[page as usize], chunk)?,
-                PagePlace::Peer => self.storage().read(self.peer.offset_of(page), chunk)?,
+            match to {
+                PagePlace::Peer => self.system.memory.read(self.system.pages[page as usize], chunk)?,
+                PagePlace::System => self.storage().read(self.peer.offset_of(page), chunk)?,
             }
-            self.write_page(page, to, chunk)?;
-            self.write_page(page, from, &LEFT)
+            self.write_page(page, to, chunk)
         })
+    }
+
+    /// Fills the place of `page` that it has left.
+    ///
+    /// # Errors
+    /// See [`AccessError`].
+    pub(in crate::space) fn leave(&self, page: u64, from: PagePlace) -> Result<(), AccessError> {
+        self.burst(|| self.write_page(page, from, &LEFT))
     }
 
     fn storage(&self) -> &Arc<dyn BarStorage> {

@@ -159,7 +159,9 @@ impl Migration {
         let pages = &self.exporter.pages;
         let copied = match self.exporter.buffer().points.meet(points::COPY).fails() {
             true => Err(AccessError::Moving { page }),
-            false => pages.copy(page, self.to, &mut self.chunk),
+            false => {
+                pages.copy(page, self.to, &mut self.chunk).and_then(|()| pages.leave(page, self.to.other()))
+            }
         };
         match copied {
             Ok(()) => {
@@ -169,11 +171,7 @@ impl Migration {
             }
             Err(AccessError::Closed) => Ok(Progress::Blocked),
             Err(reason) => {
-                let from = match self.to {
-                    PagePlace::Peer => PagePlace::System,
-                    PagePlace::System => PagePlace::Peer,
-                };
-                pages.put(copying.left.clone(), from);
+                pages.put(copying.left.clone(), self.to.other());
                 self.left.start = self.left.end;
                 self.stage = Stage::Looking;
                 Err(MigrationError::Copy { page, reason })

@@ -1,69 +1,51 @@
-//! A buffer whose pages live in system memory or in a device's BAR, and move between the two one by one.
+//! A buffer whose pages live in system memory or in a device's BAR, and move between the two one by one, as the program
+//! maps it.
 //!
-//! The exporter's side of a dynamic DMABUF (drivers/dma-buf/dma-buf.c, `move_notify`): importers are told, DMA in flight
-//! ends, translations go, the bytes move, and the CPU's mapping is switched to the new place. The next fault reports the
-//! new frames. Pages that are at their destination already are left alone, and nobody is told of them.
+//! The exporter is [`Migrating`]; this is its mapping by the CPU (drivers/dma-buf/dma-buf.c, `dma_buf_mmap`). A page moves
+//! when those who imported the buffer and those who registered the mapping's addresses have let go of it; then the mapping
+//! is switched to the new place. Pages that are at their destination already are left alone, and nobody is told of them.
 
 use super::bar::BarMemory;
 use super::cpu_access::{CpuAccess, Turns};
+use super::owned::{OwnedError, OwnedMemory};
 use super::segments::{Frames, Segment};
 use super::space::ProcessSpace;
-use super::view::{self, LentRange, View};
-use crate::page::Backing;
+use super::view::{LentRange, View};
+use crate::space::dmabuf::{
+    AccessError, BarPart, Dmabuf, ExportError, Exporter, Migrating, MigratingOptions, MoveError, OutsideBar,
+    PagePlace, Pages,
+};
 use crate::space::{AddressSpace, UserRange};
-use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange, page_bytes};
-use hw_model::bus::{BarStorage, ProviderId};
-use hw_model::sync::atomic::{AtomicBool, Ordering};
-use hw_model::sync::{Arc, Mutex};
-use rustix::fd::OwnedFd;
-use rustix::fs::FallocateFlags;
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange, page_bytes};
+use hw_model::bus::Bar;
+use hw_model::sync::{Arc, Mutex, thread};
 use rustix::io::Errno;
 use std::ops::Range;
-
-/// Bytes copied at a time while a page moves.
-const CHUNK: usize = 64 << 10;
-
-/// Where a page of the buffer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PagePlace {
-    /// In the host's memory.
-    System,
-    /// In the BAR.
-    Peer,
-}
 
 /// The part of a BAR that a buffer's pages move to: page `n` of the buffer to page `n` of the part.
 #[derive(Clone, Debug)]
 pub struct PeerPart {
-    /// What is behind the BAR.
-    pub memory: Arc<BarMemory>,
-    /// Where the part begins in it, in bytes: whole pages.
-    pub offset: u64,
-    /// What the BAR's pages are known by on the bus.
-    pub provider: ProviderId,
-    /// The host's physical address of the first byte of the BAR (not of the part).
-    pub base: PhysAddr,
+    memory: Arc<BarMemory>,
+    part: BarPart,
 }
 
 /// Why a buffer could not be made or moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DmabufError {
-    /// No buffer of no pages, and none that does not begin on a page.
-    #[error("{range} is not a range of whole pages")]
+    /// The buffer has other pages than its place in the program's address space.
+    #[error("{range} is not a range of {pages} whole pages")]
     BadRange {
-        /// The range asked for.
+        /// The range given.
         range: VirtRange,
+        /// Pages of the buffer.
+        pages: u64,
     },
-    /// The part of the BAR is too short.
-    #[error("{bytes} bytes at {offset} are not in a BAR of {size} bytes")]
-    OutsideBar {
-        /// Bytes needed.
-        bytes: u64,
-        /// Where the part begins.
-        offset: u64,
-        /// Bytes of the BAR.
-        size: u64,
-    },
+    /// The BAR has no such part.
+    #[error(transparent)]
+    OutsideBar(#[from] OutsideBar),
+    /// The memory is not what stands behind the BAR.
+    #[error("the BAR's memory is another")]
+    OtherMemory,
     /// The range is another buffer's, or other owned memory.
     #[error("{range} overlaps {other}, which is taken")]
     Taken {
@@ -72,16 +54,19 @@ pub enum DmabufError {
         /// Whose it is.
         other: VirtRange,
     },
-    /// Pages beyond the end.
-    #[error("pages {first} to {end} are not in a buffer of {pages} pages")]
-    NoSuchPages {
-        /// First page asked for.
-        first: u64,
-        /// One past the last.
-        end: u64,
+    /// Bytes beyond the end.
+    #[error("{len} bytes at {offset} are not in a buffer of {pages} pages")]
+    OutOfRange {
+        /// Where they begin.
+        offset: u64,
+        /// How many.
+        len: u64,
         /// Pages there are.
         pages: u64,
     },
+    /// The pages cannot be moved now; importers have pinned them, for instance.
+    #[error(transparent)]
+    Move(#[from] MoveError),
     /// The host refused memory, or one more mapping (vm.max_map_count). A page that could not move stays where it was.
     #[error("page {page} could not be placed: {reason}")]
     Refused {
@@ -90,6 +75,40 @@ pub enum DmabufError {
         /// What the kernel said.
         reason: Errno,
     },
+    /// The buffer could not be exported.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// The memory that a page was, or was to be in, did not answer. The page stays where it was.
+    #[error("page {page} could not be copied: {reason}")]
+    Copy {
+        /// The page.
+        page: u64,
+        /// Why.
+        reason: AccessError,
+    },
+}
+
+impl PeerPart {
+    /// `bytes` bytes of `bar`, behind which `memory` stands, from `offset` on.
+    ///
+    /// # Errors
+    /// [`DmabufError::OutsideBar`], [`DmabufError::OtherMemory`].
+    pub fn new(
+        memory: &Arc<BarMemory>,
+        bar: &Arc<Bar>,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<Self, DmabufError> {
+        let part = BarPart::new(bar, offset, bytes)?;
+        if !std::ptr::addr_eq(Arc::as_ptr(bar.storage()), Arc::as_ptr(memory)) {
+            return Err(DmabufError::OtherMemory);
+        }
+        Ok(Self { memory: Arc::clone(memory), part })
+    }
+
+    fn pages(&self) -> u64 {
+        self.part.pages()
+    }
 }
 
 /// A buffer in the program's address space.
@@ -100,38 +119,22 @@ pub enum DmabufError {
 /// [`DmabufMapping::write_at`] do so by themselves.
 pub struct DmabufMapping {
     space: Arc<ProcessSpace>,
-    system: OwnedFd,
-    /// The system pages' mapping for devices.
-    back: Arc<View>,
+    exporter: Arc<Migrating>,
+    system: Arc<OwnedMemory>,
+    peer: PeerPart,
     /// The program's mapping; `None` only while dropping.
     front: Option<View>,
-    layout: Arc<Layout>,
+    range: VirtRange,
     /// Taken before whatever notifier callbacks take.
     turns: Turns,
-    /// One buffer for moves, so that none is allocated while an invalidation runs.
+    /// One page for moves, so that none is allocated while an invalidation runs.
     chunk: Mutex<Box<[u8]>>,
 }
 
 /// What walks need of it.
 struct Layout {
     range: VirtRange,
-    system_base: PhysAddr,
-    peer: PeerPart,
-    /// Whether the page is in the BAR. Changed while an invalidation covers the page.
-    in_bar: Box<[AtomicBool]>,
-}
-
-impl Layout {
-    fn place(&self, page: u64) -> PagePlace {
-        match self.in_bar[page as usize].load(Ordering::Acquire) {
-            true => PagePlace::Peer,
-            false => PagePlace::System,
-        }
-    }
-
-    fn pages(&self) -> u64 {
-        self.in_bar.len() as u64
-    }
+    pages: Arc<Pages>,
 }
 
 impl Segment for Layout {
@@ -140,33 +143,19 @@ impl Segment for Layout {
     }
 
     fn frames(&self, at: VirtAddr) -> Frames {
-        let page = at.page_number() - self.range.start().page_number();
-        let place = self.place(page);
-        let pages = (page..self.pages()).take_while(|page| self.place(*page) == place).count().max(1);
-        let (base, backing, provider) = match place {
-            PagePlace::System => (self.system_base, Backing::DmabufSystem, None),
-            PagePlace::Peer => {
-                let base = self.peer.base.offset(self.peer.offset);
-                (base, Backing::DmabufPeer, Some(self.peer.provider))
-            }
-        };
-        Frames { phys: base.offset(page_bytes(page)), pages: pages as u64, backing, provider }
+        let piece = self.pages.piece(at.page_number() - self.range.start().page_number());
+        Frames { phys: piece.phys, pages: piece.pages, backing: piece.backing, provider: piece.provider }
     }
 }
 
 impl DmabufMapping {
-    /// A zeroed buffer of `pages` pages, all in system memory, where the kernel finds room.
+    /// A zeroed buffer as large as `peer`, all in system memory, where the kernel finds room.
     ///
     /// # Errors
     /// See [`DmabufError`].
-    pub fn new(space: &Arc<ProcessSpace>, pages: u64, peer: PeerPart) -> Result<Self, DmabufError> {
+    pub fn new(space: &Arc<ProcessSpace>, peer: PeerPart) -> Result<Self, DmabufError> {
         let refused = |reason| DmabufError::Refused { page: 0, reason };
-        let nothing = VirtRange::new(VirtAddr(0), 0).expect("nothing");
-        if pages == 0 {
-            return Err(DmabufError::BadRange { range: nothing });
-        }
-        let bytes = pages.checked_mul(PAGE_SIZE).ok_or(refused(Errno::NOMEM))?;
-        let front = View::reserve(bytes, PAGE_SIZE).map_err(refused)?;
+        let front = View::reserve(page_bytes(peer.pages()), PAGE_SIZE).map_err(refused)?;
         Self::over(space, front.range(), peer, || front)
     }
 
@@ -176,10 +165,10 @@ impl DmabufMapping {
     /// # Errors
     /// See [`DmabufError`].
     pub fn at(space: &Arc<ProcessSpace>, lent: LentRange, peer: PeerPart) -> Result<Self, DmabufError> {
-        let range = lent.range();
-        let whole = range.start().is_aligned(PAGE_SIZE) && range.len().is_multiple_of(PAGE_SIZE);
-        if !whole || range.is_empty() || !super::frames::user_space().contains(range) {
-            return Err(DmabufError::BadRange { range });
+        let (range, pages) = (lent.range(), peer.pages());
+        let whole = range.start().is_aligned(PAGE_SIZE) && range.len() == page_bytes(pages);
+        if !whole || !super::frames::user_space().contains(range) {
+            return Err(DmabufError::BadRange { range, pages });
         }
         Self::over(space, range, peer, || View::lent(lent))
     }
@@ -191,35 +180,32 @@ impl DmabufMapping {
         peer: PeerPart,
         front: impl FnOnce() -> View,
     ) -> Result<Self, DmabufError> {
-        let bytes = range.len();
-        let size = peer.memory.size();
-        let fits = peer.offset.checked_add(bytes).is_some_and(|end| end <= size);
-        if !fits || !peer.offset.is_multiple_of(PAGE_SIZE) {
-            return Err(DmabufError::OutsideBar { bytes, offset: peer.offset, size });
-        }
         let refused = |reason| DmabufError::Refused { page: 0, reason };
-        let system = view::memory_file("anypage-dmabuf", bytes, false).map_err(refused)?;
-        let back = Arc::new(View::of_file(&system, bytes).map_err(refused)?);
-        let system_base = space.memory.add_window(Arc::clone(&back));
-        let in_bar = (0..range.page_count()).map(|_| AtomicBool::new(false)).collect();
-        let layout = Arc::new(Layout { range, system_base, peer, in_bar });
-        if let Err(other) = space.segments.add(Arc::clone(&layout) as Arc<dyn Segment>) {
-            space.memory.remove_window(system_base);
+        let system = OwnedMemory::new(space, range.len()).map_err(|error| match error {
+            OwnedError::OutOfMemory { reason, .. } => refused(reason),
+            _ => refused(Errno::NOMEM),
+        })?;
+        let system = Arc::new(system);
+        let exporter =
+            Migrating::export(system.system_pages(), peer.part.clone(), MigratingOptions::default())?;
+        let layout = Arc::new(Layout { range, pages: Arc::clone(&exporter.pages) });
+        if let Err(other) = space.segments.add(layout) {
             return Err(DmabufError::Taken { range, other });
         }
         // From here on dropping it undoes everything.
         let made = Self {
             space: Arc::clone(space),
+            exporter,
             system,
-            back,
+            peer,
             front: Some(front()),
-            layout,
+            range,
             turns: Turns::default(),
-            chunk: Mutex::new(vec![0; CHUNK].into_boxed_slice()),
+            chunk: Mutex::new(vec![0; PAGE_SIZE as usize].into_boxed_slice()),
         };
         let placed = space.notifiers().invalidate(range, || {
             space.memory.generations.retire(range);
-            made.front().place(0, bytes, (&made.system, 0), true)
+            made.front().place(0, range.len(), (made.system.file(), 0), true)
         });
         placed.map_err(refused)?;
         Ok(made)
@@ -229,10 +215,16 @@ impl DmabufMapping {
         self.front.as_ref().expect("there until dropped")
     }
 
+    /// The buffer, for importers that have no use for its place in the program's address space.
+    #[must_use]
+    pub fn buffer(&self) -> &Arc<Dmabuf> {
+        self.exporter.buffer()
+    }
+
     /// Where it lies in the program's address space.
     #[must_use]
     pub fn range(&self) -> VirtRange {
-        self.layout.range
+        self.range
     }
 
     /// The first byte, for programs. See [`DmabufMapping`] on access by the CPU.
@@ -252,13 +244,13 @@ impl DmabufMapping {
     /// Pages of 4 KiB it has.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.layout.pages()
+        self.exporter.pages.count()
     }
 
     /// Where a page is; `None` past the end.
     #[must_use]
     pub fn place(&self, page: u64) -> Option<PagePlace> {
-        (page < self.pages()).then(|| self.layout.place(page))
+        self.exporter.place(page)
     }
 
     /// Keeps pages from moving while the CPU accesses the buffer by pointer.
@@ -269,7 +261,7 @@ impl DmabufMapping {
     /// Copies out of it, wherever its pages are.
     ///
     /// # Errors
-    /// [`DmabufError::NoSuchPages`]; [`DmabufError::Refused`] if the host had no memory for a page.
+    /// [`DmabufError::OutOfRange`]; [`DmabufError::Refused`] if the host had no memory for a page.
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), DmabufError> {
         let at = self.address(offset, out.len() as u64)?;
         let _access = self.cpu_access();
@@ -307,14 +299,14 @@ impl DmabufMapping {
 
     fn move_to(&self, pages: Range<u64>, to: PagePlace) -> Result<u64, DmabufError> {
         if pages.start > pages.end || pages.end > self.pages() {
-            return Err(DmabufError::NoSuchPages { first: pages.start, end: pages.end, pages: self.pages() });
+            return Err(MoveError::NoSuchPages { pages, size: self.pages() }.into());
         }
         let _moving = self.turns.moving();
         let mut moved = 0;
         let mut page = pages.start;
         while page < pages.end {
-            let there = self.layout.place(page) == to;
-            let alike = |other: &u64| (self.layout.place(*other) == to) == there;
+            let there = self.exporter.pages.place(page) == to;
+            let alike = |other: &u64| (self.exporter.pages.place(*other) == to) == there;
             let run = page..page + (page..pages.end).take_while(alike).count() as u64;
             if !there {
                 self.move_run(run.clone(), to)?;
@@ -330,56 +322,47 @@ impl DmabufMapping {
         let (offset, bytes) = (page_bytes(pages.start), page_bytes(pages.end - pages.start));
         let range = VirtRange::new(self.range().start().offset(offset), bytes).expect("part of the buffer");
         let mut chunk = self.chunk.lock();
+        // First those who imported the buffer let go, then those who have it by its addresses.
+        let mut moving = self.buffer().begin_move(pages.clone())?;
+        while !moving.poll() {
+            thread::yield_now();
+        }
         self.space.notifiers().invalidate(range, || {
-            self.copy(offset, bytes, to, &mut chunk)?;
-            let peer = &self.layout.peer;
-            let placed = match to {
-                PagePlace::System => self.front().place(offset, bytes, (&self.system, offset), true),
-                PagePlace::Peer => {
-                    self.front().place(offset, bytes, (peer.memory.file(), peer.offset + offset), true)
-                }
-            };
-            placed.map_err(|reason| DmabufError::Refused { page: pages.start, reason })?;
             for page in pages.clone() {
-                self.layout.in_bar[page as usize].store(to == PagePlace::Peer, Ordering::Release);
+                self.copy(page, to, &mut chunk)?;
             }
-            Ok(())
+            let file = match to {
+                PagePlace::System => (self.system.file(), offset),
+                PagePlace::Peer => (self.peer.memory.file(), self.peer.part.offset_of(pages.start)),
+            };
+            let placed = self.front().place(offset, bytes, file, true);
+            placed.map_err(|reason| DmabufError::Refused { page: pages.start, reason })?;
+            self.exporter.pages.put(pages.clone(), to);
+            Ok::<(), DmabufError>(())
         })?;
+        moving.finish(None);
         if to == PagePlace::Peer {
             // The host's memory is free for others. Should it refuse, it stays taken, and nothing else is lost.
-            let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let _ = rustix::fs::fallocate(&self.system, punch, offset, bytes);
+            let _ = self.system.discard(offset, bytes);
         }
         Ok(())
     }
 
-    /// Copies bytes to where they are about to be.
-    fn copy(&self, offset: u64, bytes: u64, to: PagePlace, chunk: &mut [u8]) -> Result<(), DmabufError> {
-        let peer = &self.layout.peer;
-        let peer_at = peer.memory.place(peer.offset + offset, bytes).expect("checked when it was made");
-        let system_at = self.back.part(offset, bytes);
-        let (from, into) = match to {
-            PagePlace::Peer => (system_at, peer_at),
-            PagePlace::System => (peer_at, system_at),
-        };
-        let copier = self.space.memory.copier();
-        let mut done = 0;
-        while done < bytes {
-            let len = (bytes - done).min(chunk.len() as u64);
-            let part = &mut chunk[..len as usize];
-            let copied =
-                copier.read(from.offset(done), part).and_then(|()| copier.write(into.offset(done), part));
-            copied.map_err(|short| no_memory(offset + done + short.copied))?;
-            done += len;
+    /// Copies a page to where it is about to be.
+    fn copy(&self, page: u64, to: PagePlace, chunk: &mut [u8]) -> Result<(), DmabufError> {
+        loop {
+            match self.exporter.pages.copy(page, to, chunk) {
+                // For the moment in which the monitor reads an event.
+                Err(AccessError::Closed) => thread::yield_now(),
+                copied => return copied.map_err(|reason| DmabufError::Copy { page, reason }),
+            }
         }
-        Ok(())
     }
 
     fn address(&self, offset: u64, len: u64) -> Result<VirtAddr, DmabufError> {
         let size = self.range().len();
         if offset.checked_add(len).is_none_or(|end| end > size) {
-            let (first, end) = (offset / PAGE_SIZE, offset.saturating_add(len).div_ceil(PAGE_SIZE));
-            return Err(DmabufError::NoSuchPages { first, end, pages: self.pages() });
+            return Err(DmabufError::OutOfRange { offset, len, pages: self.pages() });
         }
         Ok(self.range().start().offset(offset))
     }
@@ -394,17 +377,14 @@ impl Drop for DmabufMapping {
         let (range, front) = (self.range(), self.front.take());
         self.space.notifiers().invalidate(range, || drop(front));
         self.space.segments.remove(range);
-        self.space.memory.remove_window(self.layout.system_base);
     }
 }
 
 impl std::fmt::Debug for DmabufMapping {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let in_bar = (0..self.pages()).filter(|page| self.layout.place(*page) == PagePlace::Peer).count();
         f.debug_struct("DmabufMapping")
             .field("range", &self.range())
-            .field("pages", &self.pages())
-            .field("in_bar", &in_bar)
+            .field("exporter", &self.exporter)
             .finish_non_exhaustive()
     }
 }

@@ -53,7 +53,7 @@ pub use bar::BarMemory;
 pub use capabilities::{Capabilities, OpenError, Options, Support};
 pub use copy::CopyMethod;
 pub use cpu_access::CpuAccess;
-pub use dmabuf::{DmabufError, DmabufMapping, PagePlace, PeerPart};
+pub use dmabuf::{DmabufError, DmabufMapping, PeerPart};
 pub use exact::{Exact, InstallError};
 pub use exported::{FileExport, FileExportError};
 pub use owned::{OwnedError, OwnedMemory};

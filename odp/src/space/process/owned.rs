@@ -223,6 +223,11 @@ impl OwnedMemory {
         punched.map_err(|reason| OwnedError::OutOfMemory { bytes: len, reason })
     }
 
+    /// The file that it is.
+    pub(super) fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
     fn place(&self, offset: u64, len: u64) -> Result<VirtAddr, OwnedError> {
         let size = self.size();
         let fits = offset.checked_add(len).is_some_and(|end| end <= size);
