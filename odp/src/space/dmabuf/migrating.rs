@@ -3,6 +3,7 @@
 use super::bar::BarPart;
 use super::buffer::Dmabuf;
 use super::exporter::{Exporter, Piece};
+use super::fence::until;
 use crate::page::Backing;
 use hw_model::addr::{PAGE_SIZE, PhysAddr, page_bytes};
 use hw_model::bus::{BarStorage, DmaEpoch, HostMemory, MemoryError, Slot, StorageError};
@@ -12,6 +13,7 @@ use hw_model::sync::{Arc, Mutex, MutexGuard};
 use std::any::Any;
 use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 /// Where a page of a buffer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,6 +164,9 @@ pub(in crate::space) struct Pages {
     engine: Mutex<Slot>,
 }
 
+/// How long a buffer that is being made waits for memory that is closed.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What a page is filled with that was left: who still goes there sees that it is the wrong place.
 const LEFT: [u8; PAGE_SIZE as usize] = [0xdb; PAGE_SIZE as usize];
 
@@ -186,7 +191,16 @@ impl Migrating {
         let engine = Mutex::new(slot);
         let pages = Arc::new(Pages { system, peer, writable, revokes, in_bar, engine });
         for page in 0..count {
-            pages.burst(|| pages.write_page(page, place, &[0; PAGE_SIZE as usize]))?;
+            let clear = || pages.burst(|| pages.write_page(page, place, &[0; PAGE_SIZE as usize]));
+            let mut cleared = clear();
+            // Other pages of the memory may be changing, for moments each.
+            until(PATIENCE, || {
+                if cleared == Err(AccessError::Closed) {
+                    cleared = clear();
+                }
+                cleared != Err(AccessError::Closed)
+            });
+            cleared?;
         }
         let buffer = Dmabuf::own(Arc::clone(&pages) as Arc<dyn Exporter>, points);
         Ok(Arc::new(Self { pages, buffer }))

@@ -248,10 +248,7 @@ fn a_copy_that_fails_leaves_the_page_where_its_bytes_are() {
 #[test]
 fn a_migration_behind_one_that_fails_copies_nothing_over_the_page() {
     let world = World::new();
-    let plan = FaultPlan::new(
-        0,
-        vec![Rule::nth("odp.dmabuf.copy", 2, Action::Fail)],
-    );
+    let plan = FaultPlan::new(0, vec![Rule::nth("odp.dmabuf.copy", 2, Action::Fail)]);
     let options = MigratingOptions {
         place: PagePlace::Peer,
         points: Points::with(&plan),
