@@ -10,6 +10,7 @@ pub mod device;
 pub mod dma;
 pub mod points;
 mod region;
+pub mod rw;
 
 pub use device::{CompletionQueue, Device, ProtectionDomain, QueuePair, Region, RegisterOptions};
 pub use region::{

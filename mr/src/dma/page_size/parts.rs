@@ -28,21 +28,29 @@ impl Part {
     }
 }
 
-/// Cuts ranges into parts of one page size each, wherever the entries saved are worth an indirect entry more.
+/// Cuts ranges into parts of one page size each.
 #[derive(Clone, Debug)]
 pub struct Parts<I> {
     runs: Joined<I>,
     next: Option<DmaRange>,
     sizes: PageSizes,
+    /// Entries of one list at most.
+    longest: Option<u64>,
     at: u64,
     failed: bool,
 }
 
 impl<I: Iterator<Item = DmaRange>> Parts<I> {
-    /// The parts of `ranges` for a device that has `sizes`.
+    /// The parts of `ranges` for a device that has `sizes`: cut wherever the entries saved are worth an indirect entry.
     #[must_use]
     pub fn new(ranges: impl IntoIterator<IntoIter = I>, sizes: PageSizes) -> Self {
-        Self { runs: joined(ranges.into_iter()), next: None, sizes, at: 0, failed: false }
+        Self { runs: joined(ranges.into_iter()), next: None, sizes, longest: None, at: 0, failed: false }
+    }
+
+    /// As few parts as possible of at most `longest` entries each (at least 1): cut only where a list must end.
+    #[must_use]
+    pub fn longest(ranges: impl IntoIterator<IntoIter = I>, sizes: PageSizes, longest: u64) -> Self {
+        Self { longest: Some(longest.max(1)), ..Self::new(ranges, sizes) }
     }
 
     fn alone(&self, run: DmaRange) -> Result<(Fit, ListPlan), PageSizeError> {
@@ -52,27 +60,40 @@ impl<I: Iterator<Item = DmaRange>> Parts<I> {
 
     fn take(&mut self, run: DmaRange) -> Result<Part, PageSizeError> {
         let (mut fit, mut list) = self.alone(run)?;
-        for run in self.runs.by_ref() {
-            let whole =
-                fit.then(run).and_then(|fit| Some((fit, ListPlan::of(&fit, fit.best(self.sizes).ok()?))));
-            let apart = Fit::new(run, FirstByte::ANY_OFFSET)
-                .and_then(|fit| Some(ListPlan::of(&fit, fit.best(self.sizes).ok()?).entries))
-                .unwrap_or(u64::MAX);
-            match whole {
-                Some((whole, plan))
-                    if plan.entries.saturating_sub(list.entries) <= apart.saturating_add(INDIRECT_ENTRY) =>
-                {
-                    (fit, list) = (whole, plan);
-                }
-                _ => {
-                    self.next = Some(run);
-                    break;
+        if let Some(longest) = self.longest.filter(|longest| list.entries > *longest) {
+            // One run, too long for one list: the rest begins with a page of this list.
+            let len = longest * list.page_size.bytes() - list.offset;
+            self.next = Some(DmaRange { dma: run.dma.offset(len), len: run.len - len });
+            (_, list) = self.alone(DmaRange { len, ..run })?;
+        } else {
+            while let Some(run) = self.runs.next() {
+                match self.with(&fit, &list, run) {
+                    Some(whole) => (fit, list) = whole,
+                    None => {
+                        self.next = Some(run);
+                        break;
+                    }
                 }
             }
         }
         let part = Part { at: self.at, list };
         self.at += list.len;
         Ok(part)
+    }
+
+    /// The list with `run` at its end, if that is possible and better than another list.
+    fn with(&self, fit: &Fit, list: &ListPlan, run: DmaRange) -> Option<(Fit, ListPlan)> {
+        let whole = fit.then(run)?;
+        let plan = ListPlan::of(&whole, whole.best(self.sizes).ok()?);
+        let better = match self.longest {
+            Some(longest) => plan.entries <= longest,
+            None => {
+                let alone = Fit::new(run, FirstByte::ANY_OFFSET)?;
+                let apart = ListPlan::of(&alone, alone.best(self.sizes).ok()?).entries;
+                plan.entries.saturating_sub(list.entries) <= apart.saturating_add(INDIRECT_ENTRY)
+            }
+        };
+        better.then_some((whole, plan))
     }
 }
 

@@ -105,8 +105,14 @@ proptest! {
     }
 
     #[test]
-    fn parts_lead_every_byte_to_where_it_is_and_never_need_more_entries(ranges in some_ranges()) {
-        let parts: Result<Vec<Part>, _> = Parts::new(ranges.iter().copied(), SMALL).collect();
+    fn parts_lead_every_byte_to_where_it_is_and_never_need_more_entries(
+        ranges in some_ranges(), longest in prop::option::of(1..6_u64),
+    ) {
+        let parts = match longest {
+            Some(longest) => Parts::longest(ranges.iter().copied(), SMALL, longest),
+            None => Parts::new(ranges.iter().copied(), SMALL),
+        };
+        let parts: Result<Vec<Part>, _> = parts.collect();
         let all = bytes(&ranges);
         // A part begins anywhere in its first page, but pages inside a list must be whole.
         let Ok(parts) = parts else { return Err(TestCaseError::fail("a run alone always has a list")) };
@@ -124,6 +130,10 @@ proptest! {
             covered += part.list.len;
         }
         prop_assert_eq!(covered, all.len() as u64);
+        if let Some(longest) = longest {
+            prop_assert!(parts.iter().all(|part| part.list.entries <= longest));
+            return Ok(());
+        }
         if let Ok(one) = ListPlan::new(ranges.iter().copied(), FirstByte::ANY_OFFSET, SMALL) {
             let entries: u64 = parts.iter().map(|part| part.list.entries).sum();
             prop_assert!(entries <= one.entries, "{entries} entries in parts, {} in one list", one.entries);
@@ -199,6 +209,19 @@ fn a_few_small_pieces_do_not_make_a_large_one_small() {
     let entries: u64 = parts.iter().map(|part| part.list.entries).sum();
     assert_eq!((parts.len(), entries), (3, 514));
     assert_eq!(Part::fixed_size(&parts), None, "lengths differ: each entry says its own");
+}
+
+#[test]
+fn a_list_ends_only_where_it_must() {
+    let ranges = [range(4 * GIB, 6 * MIB), range(9 * GIB, 4 * MIB), range(12 * GIB + 512, 8 * KIB)];
+    let parts = |longest| {
+        let sizes = PageSizes::from_bitmap(1 << 12 | 1 << 21);
+        let parts = Parts::longest(ranges, sizes, longest).map(|part| part.expect("a list"));
+        parts.map(|part| (part.list.len, part.list.entries)).collect::<Vec<_>>()
+    };
+    assert_eq!(parts(8), [(10 * MIB, 5), (8 * KIB, 1)], "the third begins inside a page of any size");
+    assert_eq!(parts(4), [(6 * MIB, 3), (4 * MIB, 2), (8 * KIB, 1)]);
+    assert_eq!(parts(2), [(4 * MIB, 2), (2 * MIB, 1), (4 * MIB, 2), (8 * KIB, 1)]);
 }
 
 #[test]
