@@ -10,14 +10,16 @@
 
 mod figure;
 mod ordered_map;
+mod transfers;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use figure::{Figure, undisturbed};
-use hw_model::addr::{PAGE_SIZE, PhysAddr};
+use hw_model::addr::{PAGE_SIZE, PhysAddr, RegionAddr};
 use hw_model::hca::PageList;
 use hw_model::iommu::{Domain, DomainConfig, LeafSize};
 use hw_model::sync::Arc;
 use mr::dma::iova::{IovaAllocator, IovaRequest, IovaSpace};
+use mr::dma::page_size::{DmaRange, FirstByte, ListPlan, PageSizes};
 use mr::dma::{DmaConfig, DmaDevice, Mapping};
 use ordered_map::OrderedMap;
 use rand::SeedableRng;
@@ -119,6 +121,11 @@ fn contiguous(c: &mut Criterion) {
             leaves,
             "the largest leaves that fit"
         );
+        let range = DmaRange { dma: mappings[0].dma_address(0), len: GIB };
+        let list =
+            ListPlan::new([range], FirstByte::Address(RegionAddr(GIB)), PageSizes::X86).expect("a GiB");
+        assert_eq!(list.entries, 1, "one IOVA range is one entry, whatever leaves lead to its memory");
+        println!("{name}: a page list of {} entry of {} bytes", list.entries, list.page_size.bytes());
         unlink(&mappings[0]);
         mappings.iter().for_each(|mapping| mapping.prepare(0, GIB).expect("memory"));
         let figure = Figure { group: "link_1_gib_contiguous", name, target_ns: Some(target), per: at_once };
@@ -238,5 +245,5 @@ fn slow() -> Criterion {
 }
 
 criterion_group! { name = linking; config = slow(); targets = scattered, contiguous }
-criterion_group!(rest, iova, metadata);
+criterion_group!(rest, iova, metadata, transfers::transfers);
 criterion_main!(linking, rest);
