@@ -269,12 +269,12 @@ impl KeyTable {
         u64::from(self.writer.lock().live)
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(super) fn set_aside(&self, key: Key) {
         self.writer.lock().set_aside(key);
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(any(loom, shuttle))))]
     pub(super) fn tombstones(&self) -> usize {
         self.words.iter().filter(|word| word.load(Ordering::Relaxed) == TOMBSTONE).count()
     }
