@@ -1,7 +1,7 @@
 //! `anypage route`: which way DMA takes to a page, and by which rule of the kernel.
 //!
 //! Without a question it prints the whole table of decisions. A question names what the memory is made of, a device, or
-//! both; the devices are those of one modelled machine ([`machine`]), whose topology answers for peers.
+//! both; the devices are those of one modelled machine, whose topology answers for peers.
 
 mod machine;
 mod report;
