@@ -1,6 +1,7 @@
 use super::*;
 use crate::hca::page_list::PageList;
 use crate::hca::pd::PdTable;
+use crate::sync::atomic::Ordering;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -135,4 +136,56 @@ fn look_ups_beside_changes_find_what_is_live_and_nothing_else() {
         }
         stop.store(true, crate::sync::atomic::Ordering::Relaxed);
     });
+}
+
+/// One thread registers a key anew, each time under the next key byte and for an address that says which; others look all
+/// its names up. What a name leads to is what was registered under it, or nothing.
+#[test]
+fn a_key_that_is_renamed_under_look_ups_leads_nobody_to_what_another_name_covers() {
+    const ROUNDS: u64 = 20_000;
+    let (table, pd) = (KeyTable::new(16, 0, 3), pd());
+    let first = table.create_fast(FastKeySpec { pd, max_entries: 1 }).expect("room");
+    // Neighbours in the table, so that probes pass over names that come and go.
+    let others: Vec<_> = (0..8).map(|_| table.create(spec(pd, u64::MAX)).expect("room")).collect();
+    let name = |byte: u64| Key(first.0 & !0xff | (byte & 0xff) as u32);
+    let done = crate::sync::atomic::AtomicBool::new(false);
+    let [found, current] = [0, 0].map(crate::sync::atomic::AtomicU64::new);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut turn = 0;
+                while !done.load(Ordering::Relaxed) {
+                    // The name of now, and those before and after it.
+                    turn += 1;
+                    let byte = current.load(Ordering::Relaxed).wrapping_add(turn % 3).wrapping_sub(1);
+                    if let Ok(address) = table.with(name(byte), address) {
+                        assert_eq!(address & 0xff, byte & 0xff, "a name led to what another covers");
+                        found.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let other = others[turn as usize % others.len()];
+                    assert_eq!(table.with(other, address), Ok(u64::MAX), "a key was not found meanwhile");
+                }
+            });
+        }
+        for round in 0..ROUNDS {
+            let memory = FastMemory::Pages {
+                pages: Arc::new(PageList::new(0).expect("an empty list")),
+                first_page_offset: 0,
+                length: 0,
+            };
+            let key = name(round);
+            current.store(round, Ordering::Relaxed);
+            table.map_fast(key, FastMap { address: RegionAddr(round), memory }).expect("its own key");
+            table.register_fast(pd, key, Access::empty()).expect("free, and mapped");
+            assert_eq!(table.with(key, address), Ok(round));
+            let before = found.load(Ordering::Relaxed);
+            while round % 256 == 0 && found.load(Ordering::Relaxed) == before {
+                std::thread::yield_now();
+            }
+            table.invalidate_fast(pd, key).expect("registered");
+            assert!(table.with(key, address).is_err(), "an invalidated key leads somewhere");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(found.load(Ordering::Relaxed) >= ROUNDS / 256, "look-ups met registrations");
 }
