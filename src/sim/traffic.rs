@@ -268,8 +268,11 @@ impl World {
                 self.connections[request.connection].haunted_from.get_or_insert(request.disturbances);
             }
             if self.choices.chance(600) {
+                // Its region may have gone meanwhile, and the process after it.
                 for piece in &request.target {
-                    self.read(*piece)?;
+                    if !self.processes[piece.process].has_ended() {
+                        self.read(*piece)?;
+                    }
                 }
             }
             return Ok(());

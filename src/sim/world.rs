@@ -75,6 +75,13 @@ pub struct Process {
     pub(super) arena: u64,
 }
 
+impl Process {
+    /// Whether its memory is gone.
+    pub(super) fn has_ended(&self) -> bool {
+        self.space.is_none() && self.buffer.is_none()
+    }
+}
+
 /// A region, or one on its way in or out.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
