@@ -90,6 +90,7 @@ fn a_route_is_answered_with_its_rule_and_a_refusal_has_a_status_of_its_own() {
         assert_eq!(ask(&question).0, Some(status), "{policy}");
     }
     assert_eq!(ask(&["--backing", "lead"]).0, Some(2));
+    assert_eq!(ask(&["--at", "5"]).0, Some(2), "a place alone is no question");
     assert_eq!(ask(&["--device", "nic", "--len", "0"]).0, Some(2));
     assert_eq!(ask(&["--backing", "dmabuf-peer", "--at", "0x1000000"]).0, Some(2), "behind the BAR");
     let (_, json) = ask(&["--device", "nic", "--json"]);

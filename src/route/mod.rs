@@ -88,6 +88,9 @@ pub fn main(args: &Args) -> ExitCode {
 
 fn answer(args: &Args) -> Result<Report, Box<dyn Error>> {
     if args.backing.is_none() && args.device.is_none() {
+        if let Some(at) = args.at {
+            return Err(format!("a place, {at:#x}, and neither --backing nor --device to ask about").into());
+        }
         return Ok(Report::table());
     }
     if args.len == 0 {
