@@ -183,7 +183,10 @@ impl DeviceCounts {
 }
 
 impl Counts {
+    /// The counts of a space at rest: pages that were dropped a moment ago are unlinked by another thread, and an
+    /// invalidation that still runs would be taken for the ordinary state. One that never ends shows in the counts.
     pub fn of(machine: &Machine, space: &ProcessSpace) -> Self {
+        until(|| space.notifiers().stats().running == 0);
         let notifiers = space.notifiers().stats();
         Self {
             near: DeviceCounts::of(&machine.near),
