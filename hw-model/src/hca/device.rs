@@ -4,9 +4,7 @@ use super::config::{HcaConfig, NewHcaError, PathMtu};
 use super::cq::{CompletionQueue, CreateCqError, Ring};
 use super::engine::{Engine, Step};
 use super::fault::{FaultOutcome, FaultQueue, FaultToken};
-use super::key::{
-    CreateKeyError, FastKeySpec, FastMap, IndirectKeySpec, KeySpec, KeyTable, MapKeyError, Target, UnknownKey,
-};
+use super::key::KeyTable;
 use super::mailbox::Mailbox;
 use super::pd::{Pd, PdError, PdTable};
 use super::points;
@@ -18,7 +16,7 @@ use crate::fault_plan::Points;
 use crate::link::{Ingress, Link};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex};
-use crate::wire::{Gid, Key, Packet, PayloadPool, Psn, Qpn};
+use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn};
 use crossbeam::sync::Parker;
 use hashbrown::HashSet;
 use rand::{Rng, SeedableRng};
@@ -48,7 +46,7 @@ pub struct Hca {
     engines: Box<[Mutex<Engine>]>,
     pub(super) parkers: Mutex<Vec<Parker>>,
     pub(super) threads: AtomicU32,
-    pds: PdTable,
+    pub(super) pds: PdTable,
     cqs: AtomicU32,
     qps: Mutex<QpNumbers>,
     origin: Instant,
@@ -179,87 +177,6 @@ impl Hca {
     /// [`PdError::InUse`] while keys or queue pairs are in it; [`PdError::Unknown`].
     pub fn dealloc_pd(&self, pd: Pd) -> Result<(), PdError> {
         self.pds.dealloc(pd)
-    }
-
-    /// A new random key for what `spec` describes. From this moment peers who know it reach the memory.
-    ///
-    /// # Errors
-    /// See [`CreateKeyError`].
-    pub fn create_key(&self, spec: KeySpec) -> Result<Key, CreateKeyError> {
-        self.new_key(spec.pd, |keys| keys.create(spec))
-    }
-
-    /// A new random key for the memory of other keys, or for pieces of the bus, with gaps between them.
-    ///
-    /// # Errors
-    /// See [`CreateKeyError`].
-    pub fn create_indirect_key(&self, spec: IndirectKeySpec) -> Result<Key, CreateKeyError> {
-        self.new_key(spec.pd, |keys| keys.create(spec))
-    }
-
-    /// A new random key that reaches nothing until a work request registers memory for it
-    /// ([`Operation::Register`](super::Operation::Register)).
-    ///
-    /// # Errors
-    /// [`CreateKeyError::Pd`], [`CreateKeyError::TooMany`].
-    pub fn create_fast_key(&self, spec: FastKeySpec) -> Result<Key, CreateKeyError> {
-        self.new_key(spec.pd, |keys| keys.create_fast(spec))
-    }
-
-    fn new_key(
-        &self,
-        pd: Pd,
-        create: impl FnOnce(&KeyTable) -> Result<Key, CreateKeyError>,
-    ) -> Result<Key, CreateKeyError> {
-        if self.device.points.meet(points::CREATE_KEY).fails() {
-            return Err(CreateKeyError::TooMany { max: self.device.config.limits.keys });
-        }
-        self.pds.hold(pd)?;
-        create(&self.device.keys).inspect_err(|_| self.pds.release(pd))
-    }
-
-    /// Says what memory the next registration gives to `key`, a key for fast registration in any of its 256 names. What
-    /// is registered at the moment stays.
-    ///
-    /// # Errors
-    /// See [`MapKeyError`].
-    pub fn map_fast_key(&self, key: Key, map: FastMap) -> Result<(), MapKeyError> {
-        self.device.keys.map_fast(key, map)
-    }
-
-    /// Takes a key for fast registration back, registered or not, by any of its 256 names. As with
-    /// [`Hca::destroy_key`], drain the epoch before the memory goes.
-    ///
-    /// # Errors
-    /// [`UnknownKey`].
-    pub fn destroy_fast_key(&self, key: Key) -> Result<(), UnknownKey> {
-        let pd = self.device.keys.destroy_fast(key)?;
-        self.pds.release(pd);
-        Ok(())
-    }
-
-    /// Takes an indirect key back, as [`Hca::destroy_key`] does. The keys that it named stay.
-    ///
-    /// # Errors
-    /// [`UnknownKey`].
-    pub fn destroy_indirect_key(&self, key: Key) -> Result<(), UnknownKey> {
-        let target = self.device.keys.destroy(key, |target| matches!(target, Target::Indirect(_)))?;
-        self.pds.release(target.pd());
-        Ok(())
-    }
-
-    /// Takes a key back. Bursts that begin after this returns do not find it; drain the epoch for those under way
-    /// ([`DmaEpoch::drain`](crate::bus::DmaEpoch::drain)). Gives back what the key covered. Never blocks on an engine.
-    ///
-    /// # Errors
-    /// [`UnknownKey`].
-    pub fn destroy_key(&self, key: Key) -> Result<KeySpec, UnknownKey> {
-        let target = self.device.keys.destroy(key, |target| matches!(target, Target::Pages(_)))?;
-        self.pds.release(target.pd());
-        match target {
-            Target::Pages(spec) => Ok(spec),
-            Target::Indirect(_) => unreachable!("only pages were asked for"),
-        }
     }
 
     /// A new completion queue of `entries` entries.

@@ -26,6 +26,7 @@ mod driver;
 mod engine;
 mod fault;
 mod key;
+mod key_verbs;
 mod mailbox;
 mod page_list;
 mod pd;
@@ -44,7 +45,8 @@ pub use engine::Step;
 pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultToken, PageFault};
 pub use key::{
     Access, CreateKeyError, FastKeySpec, FastMap, FastMemory, IndirectEntry, IndirectKeySpec, IndirectList,
-    IndirectListError, IndirectTarget, KeySpec, KeyViolation, MIN_INDIRECT_ENTRY, MapKeyError, UnknownKey,
+    IndirectListError, IndirectTarget, KeyChange, KeyMemory, KeySpec, KeyViolation, MIN_INDIRECT_ENTRY,
+    MapKeyError, ReregKeyError, UnknownKey,
 };
 pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
 pub use pd::{Pd, PdError};

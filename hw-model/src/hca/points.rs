@@ -10,10 +10,13 @@ pub const CREATE_CQ: Point = Point::fallible("hca.create_cq");
 pub const CREATE_QP: Point = Point::fallible("hca.create_qp");
 /// Making a key, of any sort.
 pub const CREATE_KEY: Point = Point::fallible("hca.create_key");
+/// Changing a key: it stays as it was.
+pub const REREG_KEY: Point = Point::fallible("hca.rereg_key");
 /// Posting a page-fault event: the queue is full, and the engine comes again later.
 pub const FAULT_EVENT: Point = Point::fallible("hca.fault_event");
 /// Carrying out a register or invalidate request: it fails as one that is not allowed.
 pub const MEMORY_MANAGEMENT: Point = Point::fallible("hca.memory_management");
 
 /// All of them.
-pub const ALL: [Point; 6] = [ALLOC_PD, CREATE_CQ, CREATE_QP, CREATE_KEY, FAULT_EVENT, MEMORY_MANAGEMENT];
+pub const ALL: [Point; 7] =
+    [ALLOC_PD, CREATE_CQ, CREATE_QP, CREATE_KEY, REREG_KEY, FAULT_EVENT, MEMORY_MANAGEMENT];

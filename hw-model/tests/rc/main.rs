@@ -6,6 +6,7 @@ mod fast;
 mod faults;
 mod indirect;
 mod refusals;
+mod rereg;
 mod threads;
 mod transfer;
 mod transport;

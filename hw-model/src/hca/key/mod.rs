@@ -3,10 +3,12 @@
 //! One key serves as local and as remote key. Keys are random, because a key is all that a remote peer must know
 //! (invariant 15), and a destroyed one stays out of use for a while, so that a peer that kept it reaches nothing.
 
+mod change;
 mod fast;
 mod indirect;
 mod table;
 
+pub use change::{KeyChange, KeyMemory, ReregKeyError};
 pub use fast::{FastKeySpec, FastMap, FastMemory, MapKeyError};
 pub use indirect::{
     IndirectEntry, IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget, MIN_INDIRECT_ENTRY,

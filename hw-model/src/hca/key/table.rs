@@ -8,7 +8,7 @@
 //! back, so the array stays clean however often keys come and go.
 
 use super::fast::{FastKey, FastKeySpec};
-use super::{CreateKeyError, KeyViolation, Target, UnknownKey};
+use super::{CreateKeyError, KeySpec, KeyViolation, ReregKeyError, Target, UnknownKey};
 use crate::hca::pd::Pd;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock, zeroed_words};
@@ -197,6 +197,27 @@ impl KeyTable {
             Some((_, Held::Fast(fast))) => Ok(fast.pd()),
             _ => unreachable!("the slots of fast keys are listed"),
         }
+    }
+
+    /// Puts what `becomes` makes of the region of `key` in its place. Gives what was there.
+    pub(super) fn replace(
+        &self,
+        key: Key,
+        becomes: impl FnOnce(&KeySpec) -> Result<KeySpec, ReregKeyError>,
+    ) -> Result<KeySpec, ReregKeyError> {
+        let unknown = UnknownKey { key };
+        // Nothing but this lock's holder changes a slot, so what is read stays until it is written.
+        let writer = self.writer.lock();
+        let (_, slot) = self.probe(key).ok_or(unknown)?;
+        let mut after = match &*self.slot(slot).read() {
+            Some((_, Held::Region(Target::Pages(before)))) => becomes(before)?,
+            _ => return Err(unknown.into()),
+        };
+        if let Some((_, Held::Region(Target::Pages(spec)))) = &mut *self.slot(slot).write() {
+            std::mem::swap(spec, &mut after);
+        }
+        drop(writer);
+        Ok(after)
     }
 
     fn remove(&self, writer: &mut Writer, key: Key, slot: u32) -> Option<(Key, Held)> {

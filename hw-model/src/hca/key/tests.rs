@@ -189,3 +189,36 @@ fn a_key_that_is_renamed_under_look_ups_leads_nobody_to_what_another_name_covers
     });
     assert!(found.load(Ordering::Relaxed) >= ROUNDS / 256, "look-ups met registrations");
 }
+
+/// A key that is reregistered is one thing or the other: its address and its length, looked at together, always agree.
+#[test]
+fn a_look_up_beside_a_reregistration_sees_the_old_or_the_new_and_no_mixture() {
+    let (table, pd) = (KeyTable::new(16, 0, 4), pd());
+    let pages = Arc::new(PageList::new(2).expect("two entries"));
+    let memory = |at: u64| KeyMemory {
+        address: RegionAddr(at),
+        length: at,
+        first_page_offset: at,
+        pages: Arc::clone(&pages),
+    };
+    let key = table.create(spec(pd, 0)).expect("room");
+    let done = crate::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let agrees = table.with(key, |target| match target {
+                    Target::Pages(spec) => {
+                        spec.address.0 == spec.length && spec.length == spec.first_page_offset
+                    }
+                    Target::Indirect(_) => false,
+                });
+                assert_eq!(agrees, Ok(true));
+            }
+        });
+        for round in 0..20_000 {
+            let change = KeyChange { memory: Some(memory(round % 4096)), ..KeyChange::default() };
+            table.change(key, change).expect("a region's key");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
