@@ -4,9 +4,7 @@ use super::Broken;
 use super::memory::Piece;
 use super::world::{Connection, Request, Retired, Slot, World};
 use hw_model::addr::RegionAddr;
-use hw_model::hca::{
-    Access as Rights, Completion, Key, Operation, Remote, RequestId, SendRequest, Sge, Status,
-};
+use hw_model::hca::{Access as Rights, Completion, Key, Operation, Remote, SendRequest, Sge, Status};
 use hw_model::sync::Arc;
 use mr::Region;
 use odp::space::Access;
@@ -218,7 +216,7 @@ impl World {
             Way::Read => Operation::Read(remote),
         };
         let fence = self.choices.chance(100);
-        let send = SendRequest { id: RequestId(id), operation, local: &sges, signaled: true, fence };
+        let send = SendRequest { fence, ..SendRequest::new(id, operation, &sges) };
         self.note(|| {
             let pieces: Vec<Piece> = local.iter().map(|chosen| chosen.piece).collect();
             format!("post {id}: {way:?} {pieces:?} {remote:?}, target {:?}", request.target)
@@ -343,6 +341,9 @@ impl World {
             | Status::RemoteInvalidRequestError
             | Status::RemoteOperationError
             | Status::RnrRetryExceeded
+            | Status::LocalLengthError
+            | Status::LocalAccessError
+            | Status::RemoteAbortedError
             | Status::MemoryManagementError => false,
         }
     }
@@ -435,5 +436,8 @@ fn status_name(status: Status) -> &'static str {
         Status::RetryExceeded => "requests: retries exceeded",
         Status::RnrRetryExceeded => "requests: RNR retries exceeded",
         Status::MemoryManagementError => "requests: memory management error",
+        Status::LocalLengthError => "requests: local length error",
+        Status::LocalAccessError => "requests: local access error",
+        Status::RemoteAbortedError => "requests: remote aborted",
     }
 }

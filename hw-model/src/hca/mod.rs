@@ -50,11 +50,16 @@ pub use key::{
 };
 pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
 pub use pd::{Pd, PdError};
-pub use qp::{CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition};
+pub use qp::{
+    CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition, Transport,
+};
 pub use request::{
-    Completion, Operation, OperationCode, PostError, Remote, RequestId, SendRequest, Sge, Status,
+    AddressVector, Attached, Completion, DatagramSource, Destination, Operation, OperationCode, PostError,
+    RecvRequest, Remote, RequestId, SendRequest, Sge, Status, WindowBind,
 };
 pub use stats::{HcaStats, LiveObjects};
 pub use time::{AckTimeout, Time};
 
-pub use crate::wire::{Gid, Key, Psn, Qpn, RnrTimer};
+pub use crate::wire::{
+    Feth, Gid, GlobalRoute, Immediate, Key, PKey, Placement, Psn, QKey, Qpn, RnrTimer, Selectivity, Srqn,
+};

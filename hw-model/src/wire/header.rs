@@ -1,126 +1,42 @@
-//! Headers of RC packets, as meaning: what cannot be on the wire cannot be built.
+//! Opcodes with the extended headers that they demand: what cannot be on the wire cannot be built.
 
-use super::{Payload, Psn};
-use crate::addr::RegionAddr;
-use std::fmt;
+use super::{Aeth, AtomicEth, Feth, Immediate, Key, Reth, Service};
 
-/// A queue pair number: 24 bits. 0 and 1 are the management queue pairs and are never given to a user.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Qpn(pub u32);
-
-impl fmt::Debug for Qpn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Qpn({:#x})", self.0)
-    }
-}
-
-/// A memory key: the local and the remote key of a region are the same number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key(pub u32);
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({:#010x})", self.0)
-    }
-}
-
-/// The address of a port on its link: a GID, or for RoCEv2 the IPv6 (or mapped IPv4) address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Gid(pub u128);
-
-impl fmt::Debug for Gid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Gid({})", std::net::Ipv6Addr::from(self.0))
-    }
-}
-
-/// RDMA extended transport header (9.3.3): where, by which key, how much. The length is that of the whole message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reth {
-    /// First address in the region that `key` names.
-    pub address: RegionAddr,
-    /// The remote key.
-    pub key: Key,
-    /// Bytes of the whole message.
-    pub length: u32,
-}
-
-/// ACK extended transport header (9.3.5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Aeth {
-    /// What happened.
-    pub syndrome: Syndrome,
-    /// Messages that the responder has completed, modulo 2^24.
-    pub msn: u32,
-}
-
-/// The syndrome of an [`Aeth`] (9.7.5.2). Flow-control credits are not used: the code for "no credits" is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Syndrome {
-    /// Everything up to this PSN has been done.
-    Ack,
-    /// Receiver not ready: ask again after this time.
-    RnrNak(RnrTimer),
-    /// Refused.
-    Nak(NakCode),
-}
-
-/// Why a responder refused (9.7.5.2.1 to 9.7.5.2.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum NakCode {
-    /// A packet is missing: send again from this PSN.
-    SequenceError,
-    /// The request is not one that this responder can execute: opcode, length, or order of opcodes.
-    InvalidRequest,
-    /// The key does not allow this access.
-    RemoteAccess,
-    /// The responder could not execute a request that was allowed.
-    RemoteOperational,
-}
-
-/// The five-bit receiver-not-ready time code (9.7.5.2.8).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RnrTimer(u8);
-
-/// Times of the codes in units of 10 microseconds.
-const RNR_UNITS: [u32; 32] = [
-    65536, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048,
-    3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
-];
-
-impl RnrTimer {
-    /// The shortest time: 10 microseconds.
-    pub const SHORTEST: Self = Self(1);
-
-    /// The time with this code; `None` if it has more than five bits.
-    #[must_use]
-    pub const fn from_code(code: u8) -> Option<Self> {
-        if code < 32 { Some(Self(code)) } else { None }
-    }
-    /// The code.
-    #[must_use]
-    pub const fn code(self) -> u8 {
-        self.0
-    }
-    /// The time in nanoseconds. Code 0 is the longest, 655 ms.
-    #[must_use]
-    pub const fn nanoseconds(self) -> u64 {
-        RNR_UNITS[self.0 as usize] as u64 * 10_000
-    }
-}
-
-/// What a packet is: the opcode of the base transport header (9.2, table 38) with the extended headers it demands.
+/// What a packet is: the operation of the base transport header (the lower five bits of the opcode, 9.2.1, table 38), with
+/// the extended headers it demands, in their order on the wire. Which service carries it is [`Packet::service`].
+///
+/// [`Packet::service`]: super::Packet::service
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Header {
+    /// First of several packets of a message that the peer has posted a receive for.
+    SendFirst,
+    /// Neither first nor last.
+    SendMiddle,
+    /// Last of several.
+    SendLast,
+    /// Last of several, with immediate data.
+    SendLastImmediate(Immediate),
+    /// Last of several; the responder invalidates the key (9.4.1.1).
+    SendLastInvalidate(Key),
+    /// A whole message.
+    SendOnly,
+    /// A whole message, with immediate data.
+    SendOnlyImmediate(Immediate),
+    /// A whole message; the responder invalidates the key (9.4.1.1).
+    SendOnlyInvalidate(Key),
     /// First of several packets of an RDMA write.
     WriteFirst(Reth),
     /// Neither first nor last.
     WriteMiddle,
     /// Last of several.
     WriteLast,
+    /// Last of several, with immediate data.
+    WriteLastImmediate(Immediate),
     /// A whole RDMA write.
     WriteOnly(Reth),
+    /// A whole RDMA write, with immediate data.
+    WriteOnlyImmediate(Reth, Immediate),
     /// An RDMA read: the responses use as many PSNs as they are packets.
     ReadRequest(Reth),
     /// First of several packets of a read response.
@@ -129,16 +45,62 @@ pub enum Header {
     ReadResponseMiddle,
     /// Last of several.
     ReadResponseLast(Aeth),
-    /// A whole read response.
+    /// A whole read response. The answer to a flush is one too, without data (A19.4.1).
     ReadResponseOnly(Aeth),
     /// ACK or NAK.
     Acknowledge(Aeth),
+    /// The answer to an atomic: the word as it was (9.3.5.3, AtomicAckETH).
+    AtomicAcknowledge(Aeth, u64),
+    /// Compare and swap (9.4.5).
+    CompareSwap(AtomicEth),
+    /// Fetch and add (9.4.5).
+    FetchAdd(AtomicEth),
+    /// Flush (A19.4.1).
+    Flush(Feth, Reth),
+    /// Atomic write of the 8 bytes of the payload (A19.4.2).
+    AtomicWrite(Reth),
+}
+
+/// Where in its message a request packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Position {
+    /// First of several.
+    First,
+    /// Neither first nor last.
+    Middle,
+    /// Last of several.
+    Last,
+    /// The whole message.
+    Only,
+}
+
+impl Position {
+    /// Whether a message begins with it.
+    #[must_use]
+    pub const fn begins(self) -> bool {
+        matches!(self, Self::First | Self::Only)
+    }
+    /// Whether a message ends with it.
+    #[must_use]
+    pub const fn ends(self) -> bool {
+        matches!(self, Self::Last | Self::Only)
+    }
+    /// That of packet number `index` of `count`.
+    #[must_use]
+    pub const fn of(index: u32, count: u32) -> Self {
+        match (index == 0, index + 1 == count) {
+            (true, true) => Self::Only,
+            (true, false) => Self::First,
+            (false, false) => Self::Middle,
+            (false, true) => Self::Last,
+        }
+    }
 }
 
 impl Header {
     /// Whether a responder sends this.
     #[must_use]
-    pub fn is_response(&self) -> bool {
+    pub const fn is_response(&self) -> bool {
         matches!(
             self,
             Self::ReadResponseFirst(_)
@@ -146,40 +108,124 @@ impl Header {
                 | Self::ReadResponseLast(_)
                 | Self::ReadResponseOnly(_)
                 | Self::Acknowledge(_)
+                | Self::AtomicAcknowledge(..)
         )
     }
-}
 
-/// One packet of a reliable connection.
-#[derive(Clone, Debug)]
-pub struct Packet {
-    /// Port that sent it.
-    pub source: Gid,
-    /// Port it goes to.
-    pub destination: Gid,
-    /// Queue pair it goes to.
-    pub destination_qp: Qpn,
-    /// Sequence number. Of an acknowledgement: of the request it speaks of.
-    pub psn: Psn,
-    /// The requester wants an acknowledgement of this packet (9.7.3, the AckReq bit).
-    pub ack_request: bool,
-    /// Opcode and extended headers.
-    pub header: Header,
-    /// Data, at most the path MTU.
-    pub payload: Payload,
+    /// Where in a send it is; `None` if it is no send.
+    #[must_use]
+    pub const fn send_position(&self) -> Option<Position> {
+        match self {
+            Self::SendFirst => Some(Position::First),
+            Self::SendMiddle => Some(Position::Middle),
+            Self::SendLast | Self::SendLastImmediate(_) | Self::SendLastInvalidate(_) => Some(Position::Last),
+            Self::SendOnly | Self::SendOnlyImmediate(_) | Self::SendOnlyInvalidate(_) => Some(Position::Only),
+            _ => None,
+        }
+    }
+
+    /// Where in an RDMA write it is; `None` if it is no RDMA write.
+    #[must_use]
+    pub const fn write_position(&self) -> Option<Position> {
+        match self {
+            Self::WriteFirst(_) => Some(Position::First),
+            Self::WriteMiddle => Some(Position::Middle),
+            Self::WriteLast | Self::WriteLastImmediate(_) => Some(Position::Last),
+            Self::WriteOnly(_) | Self::WriteOnlyImmediate(..) => Some(Position::Only),
+            _ => None,
+        }
+    }
+
+    /// Its RDMA extended transport header.
+    #[must_use]
+    pub const fn reth(&self) -> Option<Reth> {
+        match self {
+            Self::WriteFirst(reth)
+            | Self::WriteOnly(reth)
+            | Self::WriteOnlyImmediate(reth, _)
+            | Self::ReadRequest(reth)
+            | Self::Flush(_, reth)
+            | Self::AtomicWrite(reth) => Some(*reth),
+            _ => None,
+        }
+    }
+
+    /// Its ACK extended transport header.
+    #[must_use]
+    pub const fn aeth(&self) -> Option<Aeth> {
+        match self {
+            Self::ReadResponseFirst(aeth)
+            | Self::ReadResponseLast(aeth)
+            | Self::ReadResponseOnly(aeth)
+            | Self::Acknowledge(aeth)
+            | Self::AtomicAcknowledge(aeth, _) => Some(*aeth),
+            _ => None,
+        }
+    }
+
+    /// Its immediate data.
+    #[must_use]
+    pub const fn immediate(&self) -> Option<Immediate> {
+        match self {
+            Self::SendLastImmediate(immediate)
+            | Self::SendOnlyImmediate(immediate)
+            | Self::WriteLastImmediate(immediate)
+            | Self::WriteOnlyImmediate(_, immediate) => Some(*immediate),
+            _ => None,
+        }
+    }
+
+    /// The key that it has the responder invalidate.
+    #[must_use]
+    pub const fn invalidates(&self) -> Option<Key> {
+        match self {
+            Self::SendLastInvalidate(key) | Self::SendOnlyInvalidate(key) => Some(*key),
+            _ => None,
+        }
+    }
+
+    /// Whether `service` has such an operation (9.2.1, table 38): UC has sends and writes, UD single sends, and neither
+    /// has invalidation.
+    #[must_use]
+    pub const fn is_of(&self, service: Service) -> bool {
+        match service {
+            Service::ReliableConnection => true,
+            // XRCETH is in requests, and in no response (A14.3.1).
+            Service::ExtendedConnection(queue) => queue.is_some() != self.is_response(),
+            Service::UnreliableConnection => {
+                let moves = self.send_position().is_some() || self.write_position().is_some();
+                moves && self.invalidates().is_none()
+            }
+            Service::UnreliableDatagram(_) => matches!(self, Self::SendOnly | Self::SendOnlyImmediate(_)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::{Deth, QKey, Qpn, Srqn};
 
     #[test]
-    fn receiver_not_ready_times_are_those_of_the_specification() {
-        let time = |code| RnrTimer::from_code(code).map(RnrTimer::nanoseconds);
-        assert_eq!(time(0), Some(655_360_000));
-        assert_eq!(time(1), Some(10_000));
-        assert_eq!(time(14), Some(1_280_000));
-        assert_eq!(time(31), Some(491_520_000));
-        assert_eq!(time(32), None);
+    fn each_service_has_the_operations_of_the_opcode_table() {
+        let datagram = Service::UnreliableDatagram(Deth { qkey: QKey(1), source_qp: Qpn(2) });
+        let (uc, rc) = (Service::UnreliableConnection, Service::ReliableConnection);
+        let asked = Service::ExtendedConnection(Some(Srqn(3)));
+        let answered = Service::ExtendedConnection(None);
+        let of = |header: Header| [rc, uc, datagram, asked, answered].map(|service| header.is_of(service));
+        assert_eq!(of(Header::SendOnly), [true, true, true, true, false]);
+        assert_eq!(of(Header::SendFirst), [true, true, false, true, false]);
+        assert_eq!(of(Header::SendOnlyInvalidate(Key(1))), [true, false, false, true, false]);
+        assert_eq!(of(Header::WriteMiddle), [true, true, false, true, false]);
+        assert_eq!(of(Header::ReadResponseMiddle), [true, false, false, false, true]);
+    }
+
+    #[test]
+    fn a_message_of_one_packet_is_first_and_last_at_once() {
+        assert_eq!(Position::of(0, 1), Position::Only);
+        assert_eq!(
+            [0, 1, 2].map(|n| Position::of(n, 3)),
+            [Position::First, Position::Middle, Position::Last]
+        );
     }
 }

@@ -276,15 +276,8 @@ impl Hostile {
     /// Sends without waiting for an answer.
     fn post(&self, source: Gid, psn: Psn, header: Header, payload: Payload) {
         let qp = self.pair.qb.address();
-        self.puppet.inner.send(Packet {
-            source,
-            destination: qp.gid,
-            destination_qp: qp.qpn,
-            psn,
-            ack_request: true,
-            header,
-            payload,
-        });
+        let packet = Packet::reliable(source, (qp.gid, qp.qpn), psn, header);
+        self.puppet.inner.send(Packet { ack_request: true, payload, ..packet });
     }
 
     /// What the host answers before it comes to rest.
@@ -434,15 +427,8 @@ fn packets_of_strangers_and_for_nobody_are_dropped() {
     let stranger = world.pair.a.hca.gid();
     assert!(world.send_as(stranger, world.next, write, Payload::EMPTY).is_empty());
     for header in [Header::ReadResponseMiddle, Header::WriteLast] {
-        let mut packet_for_nobody = Packet {
-            source: stranger,
-            destination: world.pair.b.hca.gid(),
-            destination_qp: Qpn(0x12_3456),
-            psn: Psn::new(1),
-            ack_request: true,
-            header,
-            payload: Payload::EMPTY,
-        };
+        let nobody = (world.pair.b.hca.gid(), Qpn(0x12_3456));
+        let mut packet_for_nobody = Packet::reliable(stranger, nobody, Psn::new(1), header);
         world.puppet.inner.send(packet_for_nobody.clone());
         packet_for_nobody.destination = Gid(1);
         world.puppet.inner.send(packet_for_nobody);

@@ -6,7 +6,7 @@ use super::pool::PooledKey;
 use crate::dma::batch::Batch;
 use crate::dma::page_size::DmaRange;
 use hw_model::addr::{DmaAddr, RegionAddr};
-use hw_model::hca::{Access, Operation, PostError, QueuePair, Remote, RequestId, SendRequest, Sge};
+use hw_model::hca::{Access, Operation, PostError, QueuePair, Remote, SendRequest, Sge};
 use hw_model::sync::{Arc, thread};
 
 /// Which way a transfer goes.
@@ -196,7 +196,7 @@ impl Drop for RwContext {
 }
 
 fn quiet<'a>(id: u64, operation: Operation, local: &'a [Sge]) -> SendRequest<'a> {
-    SendRequest { id: RequestId(id), operation, local, signaled: false, fence: false }
+    SendRequest { signaled: false, ..SendRequest::new(id, operation, local) }
 }
 
 fn post(qp: &QueuePair, requests: &mut [SendRequest<'_>]) -> Result<(), RwPostError> {

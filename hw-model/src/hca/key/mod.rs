@@ -33,6 +33,14 @@ bitflags::bitflags! {
         const REMOTE_READ = 1 << 2;
         /// Peers may do atomics.
         const REMOTE_ATOMIC = 1 << 3;
+        /// Memory windows may be bound to it (10.6.7).
+        const WINDOW_BIND = 1 << 4;
+        /// Its addresses count from 0 (10.6.2.1). Of a window: a region is zero-based by its address.
+        const ZERO_BASED = 1 << 5;
+        /// Peers may flush it to where everybody sees it (A19.4.1).
+        const FLUSH_GLOBAL = 1 << 8;
+        /// Peers may flush it to where it survives a loss of power (A19.4.1).
+        const FLUSH_PERSISTENT = 1 << 9;
     }
 }
 

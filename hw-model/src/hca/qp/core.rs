@@ -89,15 +89,8 @@ impl Context<'_> {
     pub(super) fn send(&self, route: &Route, psn: Psn, ack_request: bool, header: Header, payload: Payload) {
         self.counters.packets_sent.add(1);
         self.counters.bytes_sent.add(payload.len() as u64);
-        self.device.link.send(Packet {
-            source: self.device.gid,
-            destination: route.peer.gid,
-            destination_qp: route.peer.qpn,
-            psn,
-            ack_request,
-            header,
-            payload,
-        });
+        let packet = Packet::reliable(self.device.gid, (route.peer.gid, route.peer.qpn), psn, header);
+        self.device.link.send(Packet { ack_request, payload, ..packet });
     }
 
     /// A payload buffer.

@@ -13,7 +13,9 @@ mod queue;
 mod requester;
 mod responder;
 mod state;
+mod transport;
 
 pub(super) use core::{Context, Core, Dma, Next};
 pub use handle::{CreateQpError, QpAddress, QpSpec, QueuePair};
 pub use state::{IllegalTransition, QpState, Transition};
+pub use transport::Transport;

@@ -1,6 +1,6 @@
 //! The part of a queue pair that posting threads and the engine share: the queue of posted requests.
 
-use super::QpState;
+use super::{QpState, Transport};
 use crate::addr::RegionAddr;
 use crate::hca::cq::Ring;
 use crate::hca::key::Access;
@@ -118,6 +118,12 @@ impl Shared {
     }
 
     fn post_one(&self, request: &SendRequest<'_>) -> Result<(), PostError> {
+        let operation = request.operation;
+        use Operation::{Invalidate, Read, Register, Write};
+        if !matches!(operation, Write(_) | Read(_) | Register { .. } | Invalidate { .. }) {
+            let transport = Transport::ReliableConnection;
+            return Err(PostError::NotOfTransport { operation: operation.code(), transport });
+        }
         let entries = request.local.len();
         let max = if request.operation.is_local() { 0 } else { self.max_sges };
         if entries > max as usize {
@@ -168,9 +174,7 @@ impl Shared {
         if !wqe.signaled && status == Status::Success {
             return Ok(());
         }
-        let Wqe { id, operation, length, .. } = wqe;
-        let completion =
-            Completion { id: *id, status, operation: operation.code(), qpn: self.qpn, bytes: *length };
+        let completion = Completion::new(wqe.id, status, wqe.operation.code(), self.qpn, wqe.length);
         self.completions.push(completion).map_err(|_| {
             counters.cq_overruns.add(1);
             Overran

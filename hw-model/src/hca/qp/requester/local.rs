@@ -24,7 +24,7 @@ impl Requester {
         let result = match operation {
             Operation::Register { key, access } => keys.register_fast(shared.pd, key, access),
             Operation::Invalidate { key } => keys.invalidate_fast(shared.pd, key),
-            Operation::Write(_) | Operation::Read(_) => unreachable!("these are sent"),
+            _ => unreachable!("these are sent, or not taken"),
         };
         if let Err(error) = result {
             tracing::debug!(qpn = shared.qpn.0, %error, "memory management refused");

@@ -41,7 +41,7 @@ impl Requester {
         match job.wqe.operation {
             Operation::Write(_) => self.next_write(route, context),
             Operation::Read(_) => self.next_read(route, context),
-            Operation::Register { .. } | Operation::Invalidate { .. } => self.next_local(shared, context),
+            _ => self.next_local(shared, context),
         }
     }
 
