@@ -184,6 +184,7 @@ impl World {
         let net = self.network.counts;
         self.counts.add("packets sent", net.sent);
         self.counts.add("packets lost", net.lost);
+        self.counts.add("packets mangled", net.mangled);
         self.counts.add("packets delivered twice", net.doubled);
         self.counts.add("packets overtaken", net.overtaken);
         for dev in &self.devices {

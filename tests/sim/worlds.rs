@@ -14,6 +14,7 @@ fn a_handful_of_seeds_is_clean_and_everything_happens_in_them() {
         "steps",
         "packets sent",
         "packets lost",
+        "packets mangled",
         "packets delivered twice",
         "packets overtaken",
         "page faults",

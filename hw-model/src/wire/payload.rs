@@ -35,6 +35,12 @@ impl PayloadPool {
         Payload { buffer: Some(Buffer { bytes, pool: Arc::clone(self) }), len }
     }
 
+    /// The most that a payload of this pool holds.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.buffer_bytes
+    }
+
     /// Idle buffers.
     #[must_use]
     pub fn idle(&self) -> usize {
