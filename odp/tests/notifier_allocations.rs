@@ -57,7 +57,14 @@ impl Notify for Owner {
     fn clear(&self, _range: VirtRange, raise: Raise<'_>) {
         raise.raise();
     }
+    fn try_clear(&self, range: VirtRange, raise: Raise<'_>) -> bool {
+        self.clear(range, raise);
+        true
+    }
     fn unlink(&self, _range: VirtRange) {}
+    fn try_unlink(&self, _range: VirtRange) -> bool {
+        true
+    }
 }
 
 #[test]
@@ -86,5 +93,26 @@ fn invalidating_neither_allocates_nor_frees() {
         drop(notifiers.begin_invalidation(range(5, 1)));
     });
     assert_eq!(calls, 0, "a stepped invalidation called the allocator");
+
+    // Several devices on one range, invalidations that overlap, and one that may not wait among them.
+    let others: Vec<_> = (0..8).map(|_| notifiers.register(range(100, 50), Arc::new(Owner))).collect();
+    let (calls, ()) = allocator_calls(|| {
+        let mut overlapping = [(90, 20), (100, 50), (120, 100), (0, 1000)]
+            .map(|(page, pages)| notifiers.begin_invalidation(range(page, pages)));
+        notifiers.try_begin(range(110, 5)).expect("nobody is busy").end();
+        overlapping.iter_mut().for_each(|one| one.wait());
+        overlapping.into_iter().rev().for_each(|one| one.end());
+    });
+    assert_eq!(calls, 0, "overlapping invalidations called the allocator");
+
+    // Removing a watch frees it, but not under the lock that invalidations take: one that runs beside it, from the
+    // middle of its walk, is not held up by that and frees nothing itself.
+    let mut running = notifiers.begin_invalidation(range(100, 50));
+    drop(others);
+    let (calls, ()) = allocator_calls(|| {
+        running.wait();
+        running.end();
+    });
+    assert_eq!(calls, 0, "an invalidation freed an interval that was removed while it ran");
     drop(intervals);
 }

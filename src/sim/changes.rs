@@ -4,6 +4,7 @@ use super::Broken;
 use super::setup::{HUGE_AT, OBJECT_PAGES};
 use super::world::{Change, Host, Process, World};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use hw_model::bus::ProviderId;
 use hw_model::sync::Arc;
 use odp::space::sim::{
     Encryption, HUGE_PAGES, ObjectChange, Outcome, Protection, Residence, SimError, SpaceChange,
@@ -102,14 +103,15 @@ impl World {
             }
             7 => space(SpaceChange::Split(range)),
             8 => space(SpaceChange::Collapse(pages(arena + HUGE_AT, HUGE_PAGES))),
-            9 => space(SpaceChange::Migrate(range)),
+            9 if self.choices.chance(500) => space(SpaceChange::Migrate(range)),
+            9 => space(SpaceChange::ToNode { range, node: self.choices.below(2) }),
             10 => space(SpaceChange::SwapOut(range)),
             11 => {
                 let memory = self.choices.of(&[coherent, private]);
                 space(SpaceChange::ToDevice { range, memory })
             }
             12 => space(SpaceChange::FromDevice(range)),
-            13 => space(SpaceChange::Exclusive(range)),
+            13 => space(SpaceChange::Exclusive { range, owner: ProviderId(self.choices.below(2)) }),
             14 => {
                 let to = self.choices.of(&[Encryption::Plain, Encryption::Shared, Encryption::Private]);
                 space(SpaceChange::Encrypt(pages(page, 1), to))
@@ -281,10 +283,11 @@ fn name_of(change: &SpaceChange) -> &'static str {
         SpaceChange::Split(_) => "changes: split",
         SpaceChange::Collapse(_) => "changes: collapsed",
         SpaceChange::Migrate(_) => "changes: migrated",
+        SpaceChange::ToNode { .. } => "changes: moved to a node",
         SpaceChange::SwapOut(_) => "changes: swapped out",
         SpaceChange::ToDevice { .. } => "changes: moved to a device",
         SpaceChange::FromDevice(_) => "changes: moved from a device",
-        SpaceChange::Exclusive(_) => "changes: lent",
+        SpaceChange::Exclusive { .. } => "changes: lent",
         SpaceChange::Poison(_) => "changes: poisoned",
         SpaceChange::Encrypt(..) => "changes: encrypted",
         SpaceChange::Fork => "changes: forked",

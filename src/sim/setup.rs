@@ -126,8 +126,12 @@ impl World {
     }
 
     fn add_host(&mut self, index: usize, plan: &[(String, f64)]) -> Result<(), Broken> {
-        let config =
-            SimConfig { ram_pages: RAM_PAGES, seed: seed(&mut self.choices), faults: FaultMode::Park };
+        let config = SimConfig {
+            ram_pages: RAM_PAGES,
+            seed: seed(&mut self.choices),
+            faults: FaultMode::Park,
+            nodes: 2,
+        };
         let sim = some(SimHost::new(config))?;
         let forwarding = self.choices.of(&[Forwarding::Any, Forwarding::Any, Forwarding::None]);
         let memory: Arc<dyn HostMemory> = Arc::clone(&sim) as _;

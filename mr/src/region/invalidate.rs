@@ -1,13 +1,34 @@
 //! Taking pages away: hide entries, and after the drain unlink them.
 
-use super::core::Core;
+use super::core::{Core, State};
 use super::counters::add;
 use hw_model::addr::{VirtRange, page_bytes};
 use odp::notifier::{Notify, Raise};
 
 impl Notify for Core {
     fn clear(&self, range: VirtRange, raise: Raise<'_>) {
-        let mut state = self.state.lock();
+        self.clear_locked(&mut self.state.lock(), range, raise);
+    }
+
+    fn try_clear(&self, range: VirtRange, raise: Raise<'_>) -> bool {
+        let Some(mut state) = self.state.try_lock() else { return false };
+        self.clear_locked(&mut state, range, raise);
+        true
+    }
+
+    fn unlink(&self, range: VirtRange) {
+        self.unlink_hidden(&mut self.state.lock(), self.page_span(range));
+    }
+
+    fn try_unlink(&self, range: VirtRange) -> bool {
+        let Some(mut state) = self.state.try_lock() else { return false };
+        self.unlink_hidden(&mut state, self.page_span(range));
+        true
+    }
+}
+
+impl Core {
+    fn clear_locked(&self, state: &mut State, range: VirtRange, raise: Raise<'_>) {
         raise.raise();
         add(&self.counters.page_invalidations, 1);
         #[cfg(feature = "planted-bugs")]
@@ -15,21 +36,13 @@ impl Notify for Core {
             return;
         }
         let span = self.page_span(range);
-        let hidden = self.hide(&mut state, span);
+        let hidden = self.hide(state, span);
         add(&self.counters.pages_invalidated, hidden);
     }
 
-    fn unlink(&self, range: VirtRange) {
-        let mut state = self.state.lock();
-        let span = self.page_span(range);
-        self.unlink_hidden(&mut state, span);
-    }
-}
-
-impl Core {
     /// Hides the present pages of `span`, and the rest of every link unit that reaches into it. Gives how many pages it
     /// hid. The caller holds the state's lock, which is what `state` stands for.
-    pub(super) fn hide(&self, state: &mut super::core::State, span: std::ops::Range<u64>) -> u64 {
+    pub(super) fn hide(&self, state: &mut State, span: std::ops::Range<u64>) -> u64 {
         let span = self.whole_units(state.clamp(span.start, span.end - span.start));
         let mut hidden = 0;
         for index in span {
@@ -44,7 +57,7 @@ impl Core {
     }
 
     /// Unlinks what is linked and hidden in `span`, in runs. The drain has ended.
-    pub(super) fn unlink_hidden(&self, state: &mut super::core::State, span: std::ops::Range<u64>) {
+    pub(super) fn unlink_hidden(&self, state: &mut State, span: std::ops::Range<u64>) {
         let span = self.whole_units(state.clamp(span.start, span.end - span.start));
         let mut run = span.start..span.start;
         for index in span {
@@ -60,7 +73,7 @@ impl Core {
         self.unlink_run(state, run);
     }
 
-    fn unlink_run(&self, state: &mut super::core::State, run: std::ops::Range<u64>) {
+    fn unlink_run(&self, state: &mut State, run: std::ops::Range<u64>) {
         let pages = run.end - run.start;
         if pages == 0 {
             return;

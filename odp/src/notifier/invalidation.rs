@@ -46,10 +46,10 @@ impl Notifiers {
     /// An invalidation that never waits (`mmu_notifier_range_blockable` in the kernel). What it gives is ready.
     ///
     /// # Errors
-    /// [`Cannot`] if a burst is under way on the memory, or too many invalidations are running. Entries that were hidden
-    /// stay hidden until they are faulted in again.
+    /// [`Cannot`] if a burst is under way on the memory, an owner's lock is taken, or too many invalidations are running.
+    /// Entries that were hidden stay hidden until they are faulted in again.
     pub fn try_begin(self: &Arc<Self>, range: VirtRange) -> Result<Invalidation, Cannot> {
-        let ready = self.begin(range, false).and_then(|mut begun| begun.poll().then_some(begun));
+        let ready = self.begin(range, false).and_then(|mut begun| begun.step(false).then_some(begun));
         ready.ok_or_else(|| {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             Cannot { range }
@@ -78,8 +78,11 @@ impl Notifiers {
             reached: None,
             visited: 0,
         };
-        invalidation.clear();
+        let cleared = invalidation.clear(may_wait);
         counters.visits.fetch_add(invalidation.visited, Ordering::Relaxed);
+        if !cleared {
+            return None;
+        }
         if invalidation.visited > 0 {
             counters.drains.fetch_add(1, Ordering::Relaxed);
             invalidation.drain = Some(self.epoch().drain());
@@ -89,30 +92,45 @@ impl Notifiers {
 }
 
 impl Invalidation {
-    fn clear(&mut self) {
-        let Some(place) = self.place else { return };
+    /// Whether every owner has; one that would have to wait, and may not, ends it.
+    fn clear(&mut self, may_wait: bool) -> bool {
+        let Some(place) = self.place else { return true };
         let mut walk = self.notifiers.walk(self.range, place.began);
         while let Some((owner, sequence, key)) = walk.next() {
             // Noted first: should the callback panic, its `Raise` has been used or dropped, and counts.
             self.reached = Some(key);
             self.visited += 1;
-            owner.clear(self.range, Raise::new(sequence));
+            if may_wait {
+                owner.clear(self.range, Raise::new(sequence));
+            } else if !owner.try_clear(self.range, Raise::new(sequence)) {
+                return false;
+            }
         }
+        true
     }
 
     /// Whether the pages may go: DMA that was under way has ended and every owner has unlinked. Never blocks.
     pub fn poll(&mut self) -> bool {
+        self.step(true)
+    }
+
+    /// As [`Invalidation::poll`]; an owner's lock is waited for only if that may be.
+    fn step(&mut self, may_wait: bool) -> bool {
         let Some(drain) = &mut self.drain else { return true };
         if !drain.poll(self.notifiers.epoch()) {
             return false;
         }
-        self.drain = None;
         if let Some(place) = self.place {
             let mut walk = self.notifiers.walk(self.range, place.began);
             while let Some((owner, ..)) = walk.next() {
-                owner.unlink(self.range);
+                if may_wait {
+                    owner.unlink(self.range);
+                } else if !owner.try_unlink(self.range) {
+                    return false;
+                }
             }
         }
+        self.drain = None;
         true
     }
 

@@ -40,9 +40,24 @@ pub trait Notify: Send + Sync {
     /// wait for the device, allocate, free, or call into odp otherwise.
     fn clear(&self, range: VirtRange, raise: Raise<'_>);
 
+    /// The same for a change that may not wait (`mmu_notifier_range_blockable` says no): `false` if the lock is taken, and
+    /// nothing is hidden then. An owner that does not say how to do without waiting cannot.
+    #[must_use]
+    fn try_clear(&self, range: VirtRange, raise: Raise<'_>) -> bool {
+        let _ = (range, raise);
+        false
+    }
+
     /// DMA that was under way at `clear` has ended: take down what overlaps `range` and is hidden. May be called for
     /// entries that are down already. Must not allocate or free.
     fn unlink(&self, range: VirtRange);
+
+    /// The same for a change that may not wait: `false` if it would have to, and what is hidden stays linked then.
+    #[must_use]
+    fn try_unlink(&self, range: VirtRange) -> bool {
+        let _ = range;
+        false
+    }
 }
 
 /// The one permission of a clear callback to raise its interval's sequence. Dropped unused it raises all the same, so

@@ -24,8 +24,22 @@ impl Notify for Owner {
         raise.raise();
         self.clears.fetch_add(1, Ordering::Relaxed);
     }
+    fn try_clear(&self, range: VirtRange, raise: Raise<'_>) -> bool {
+        let free = self.lock.try_lock().is_some();
+        if free {
+            self.clear(range, raise);
+        }
+        free
+    }
     fn unlink(&self, _range: VirtRange) {
         self.unlinks.fetch_add(1, Ordering::Relaxed);
+    }
+    fn try_unlink(&self, range: VirtRange) -> bool {
+        let free = self.lock.try_lock().is_some();
+        if free {
+            self.unlink(range);
+        }
+        free
     }
 }
 
@@ -106,6 +120,63 @@ fn non_blockable_answers_cannot_and_leaves_nothing_running() {
     assert!(notifiers.try_begin(everything).is_err(), "the table is full");
     drop(full);
     assert!(interval.begin().is_some(), "dropping an invalidation ends it");
+}
+
+/// If this fails, a change that may not wait sleeps on a driver's lock: in the kernel, under the out-of-memory reaper.
+#[test]
+fn non_blockable_does_not_wait_for_an_owner_that_is_busy() {
+    let notifiers = Notifiers::new(DmaEpoch::new());
+    let (free, busy) = (Arc::new(Owner::default()), Arc::new(Owner::default()));
+    let everything = range(0, 0x3000);
+    let first = notifiers.register(range(0, 0x1000), free.clone());
+    let second = notifiers.register(range(0x1000, 0x1000), busy.clone());
+    let third = notifiers.register(range(0x2000, 0x1000), free.clone());
+    let seen = second.begin().expect("quiet");
+    let held = busy.lock.lock();
+    assert_eq!(notifiers.try_begin(everything).err(), Some(Cannot { range: everything }));
+    assert_eq!((free.counts(), busy.counts()), ((1, 0), (0, 0)), "those before it are hidden, no more");
+    drop(held);
+    let quiet = [&first, &second, &third].map(|interval| interval.begin().is_some());
+    assert_eq!((quiet, notifiers.stats().running), ([true; 3], 0), "nothing is left running");
+    assert!(second.retry(&seen), "a fault that was under way looks again, to be sure");
+    let ready = notifiers.try_begin(everything).expect("nobody is busy");
+    assert_eq!((free.counts(), busy.counts()), ((3, 2), (1, 1)));
+    ready.end();
+
+    /// Says nothing of doing without waiting.
+    struct Plain;
+    impl Notify for Plain {
+        fn clear(&self, _range: VirtRange, raise: Raise<'_>) {
+            raise.raise();
+        }
+        fn unlink(&self, _range: VirtRange) {}
+    }
+    let interval = notifiers.register(range(0x8000, 0x1000), Arc::new(Plain));
+    assert!(notifiers.try_begin(range(0x8000, 0x1000)).is_err(), "who does not say cannot");
+    drop((interval, first, second, third));
+}
+
+/// One drain for all of them, and each is told once, whatever device it is of.
+#[test]
+fn several_devices_on_one_range_are_cleared_together_and_drained_once() {
+    let epoch = DmaEpoch::new();
+    let mut slots: Vec<_> = (0..3).map(|_| epoch.register().expect("an engine")).collect();
+    let notifiers = Notifiers::new(Arc::clone(&epoch));
+    let devices: Vec<_> = (0..3).map(|_| Arc::new(Owner::default())).collect();
+    let shared = range(0x4000, 0x4000);
+    let intervals: Vec<_> = devices.iter().map(|device| notifiers.register(shared, device.clone())).collect();
+    let mut bursts: Vec<_> = slots.iter_mut().map(|slot| slot.enter().expect("open")).collect();
+    let mut invalidation = notifiers.begin_invalidation(range(0x5000, 0x1000));
+    while let Some(burst) = bursts.pop() {
+        assert!(!invalidation.poll(), "a device still moves data");
+        assert!(devices.iter().all(|device| device.counts() == (1, 0)));
+        drop(burst);
+    }
+    assert!(invalidation.poll());
+    invalidation.end();
+    assert!(devices.iter().all(|device| device.counts() == (1, 1)));
+    assert_eq!(notifiers.stats().drains, 1);
+    assert!(intervals.iter().all(|interval| interval.begin().is_some()));
 }
 
 #[test]

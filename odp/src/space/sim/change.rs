@@ -1,13 +1,15 @@
 //! What can be done to the memory of one process: which pages it takes away from whom, and how.
 
+use super::fault::Touch;
 use super::kernel::{Kernel, Mm, MmId, NoFrame, Place};
 use super::object_change::ObjectChange;
 use super::op::{Applied, SimError};
 use super::span::{HUGE_PAGES, Span};
-use super::store::{DeviceKind, DeviceMemoryId};
+use super::store::DeviceMemoryId;
 use super::vma::{Encryption, MapRequest, Protection, Source, Vma};
 use crate::space::Access;
 use hw_model::addr::{VirtAddr, VirtRange};
+use hw_model::bus::ProviderId;
 
 /// One past the last page of user space: 47 bits of address.
 const USER_END: u64 = 1 << 35;
@@ -36,11 +38,19 @@ pub enum SpaceChange {
     Split(VirtRange),
     /// MADV_COLLAPSE: whole huge pages of private anonymous memory become one frame each.
     Collapse(VirtRange),
-    /// Other frames for what is in RAM, as compaction and NUMA balancing do.
+    /// Other frames for what is in RAM, as compaction does.
     Migrate(VirtRange),
+    /// Frames of another node for what is in RAM, as NUMA balancing and move_pages(2) do.
+    ToNode {
+        /// The pages.
+        range: VirtRange,
+        /// Where to.
+        node: u32,
+    },
     /// Private and shared memory goes to swap.
     SwapOut(VirtRange),
-    /// Anonymous pages that nobody shares go to a device's memory.
+    /// Anonymous pages that nobody shares go to a device's memory, those that were never touched too. A whole huge page goes
+    /// as one where there is room for it, and else by small pages (mm/migrate_device.c).
     ToDevice {
         /// The pages.
         range: VirtRange,
@@ -49,8 +59,14 @@ pub enum SpaceChange {
     },
     /// And come back.
     FromDevice(VirtRange),
-    /// Present pages are lent to some other device for its exclusive use, until they are touched.
-    Exclusive(VirtRange),
+    /// Pages that nobody shares are lent to a device for its exclusive use (`make_device_exclusive`): brought into RAM for
+    /// writing, and present for nobody else until somebody else touches them.
+    Exclusive {
+        /// The pages.
+        range: VirtRange,
+        /// The device.
+        owner: ProviderId,
+    },
     /// The memory of the page at this address fails: nobody can read it again.
     Poison(VirtAddr),
     /// Private anonymous memory of an encrypted guest becomes private or shared; what the guest sees stays.
@@ -68,8 +84,10 @@ pub(super) enum Change {
     Resolve {
         mm: MmId,
         page: u64,
-        access: Access,
+        touch: Touch,
     },
+    /// The driver of a device goes: what is in its memory comes back.
+    Evict(DeviceMemoryId),
     /// The process ends.
     Exit(MmId),
 }
@@ -93,6 +111,7 @@ impl Change {
                 let cover = kernel.mm(mm).ok_or(SimError::Gone)?.huge_cover(Span::page(page));
                 return Ok(vec![(mm, cover)]);
             }
+            Self::Evict(memory) => return Ok(kernel.mappers_of_device(memory)),
             Self::Exit(id) => {
                 let mm = kernel.mm(id).ok_or(SimError::Gone)?;
                 return Ok(hull(mm, |_| true).map(|span| (id, span)).into_iter().collect());
@@ -113,7 +132,7 @@ impl Change {
             | SpaceChange::Collapse(range)
             | SpaceChange::ToDevice { range, .. }
             | SpaceChange::FromDevice(range)
-            | SpaceChange::Exclusive(range)
+            | SpaceChange::Exclusive { range, .. }
             | SpaceChange::Encrypt(range, _) => own(range),
             SpaceChange::Remap { from, to } => {
                 let target = VirtRange::new(to, from.len()).ok_or(SimError::BadRange { range: from })?;
@@ -126,7 +145,7 @@ impl Change {
                 }
                 Ok(affected)
             }
-            SpaceChange::Migrate(range) | SpaceChange::SwapOut(range) => {
+            SpaceChange::Migrate(range) | SpaceChange::ToNode { range, .. } | SpaceChange::SwapOut(range) => {
                 let span = mm.huge_cover(span_of(range)?);
                 let mut affected = vec![(id, span)];
                 for (_, pte) in mm.entries(span) {
@@ -148,8 +167,9 @@ impl Change {
     pub fn apply(&self, kernel: &mut Kernel) -> Result<Applied, SimError> {
         let (mm, change) = match *self {
             Self::Object(change) => return change.apply(kernel),
-            Self::Resolve { mm, page, access } => {
-                return match kernel.fault_page(mm, page, access, true) {
+            Self::Evict(memory) => return kernel.evict_device(memory),
+            Self::Resolve { mm, page, touch } => {
+                return match kernel.fault_page(mm, page, touch, true) {
                     Ok(()) => Ok(Applied::pages(1)),
                     Err(super::fault::Stop::Failed(error)) => Err(SimError::Fault(error)),
                     Err(super::fault::Stop::Invalidate) => unreachable!("the page is invalidated"),
@@ -177,11 +197,12 @@ impl Change {
             }
             SpaceChange::Split(range) => kernel.split(mm, span(range)?),
             SpaceChange::Collapse(range) => kernel.collapse(mm, span(range)?),
-            SpaceChange::Migrate(range) => kernel.migrate(mm, span(range)?),
+            SpaceChange::Migrate(range) => kernel.migrate(mm, span(range)?, None),
+            SpaceChange::ToNode { range, node } => kernel.migrate(mm, span(range)?, Some(node)),
             SpaceChange::SwapOut(range) => kernel.swap_out(mm, span(range)?),
             SpaceChange::ToDevice { range, memory } => kernel.migrate_to_device(mm, span(range)?, memory),
             SpaceChange::FromDevice(range) => kernel.migrate_from_device(mm, span(range)?),
-            SpaceChange::Exclusive(range) => kernel.lend(mm, span(range)?),
+            SpaceChange::Exclusive { range, owner } => kernel.lend(mm, span(range)?, owner),
             SpaceChange::Poison(at) => kernel.poison(mm, at),
             SpaceChange::Encrypt(range, mode) => kernel.encrypt(mm, span(range)?, mode),
             SpaceChange::Fork => kernel.fork(mm),
@@ -236,51 +257,6 @@ impl Kernel {
         Ok(span)
     }
 
-    /// The whole of each huge page, or the single pages, that `span` touches: what is moved as one.
-    fn units(&self, id: MmId, span: Span) -> Vec<Span> {
-        let Some(mm) = self.mm(id) else { return Vec::new() };
-        let mut units: Vec<Span> = Vec::new();
-        for (page, _) in mm.entries(mm.huge_cover(span)) {
-            let unit = if mm.is_huge(page) { Span::huge(page) } else { Span::page(page) };
-            if units.last() != Some(&unit) {
-                units.push(unit);
-            }
-        }
-        units
-    }
-
-    fn migrate(&mut self, id: MmId, span: Span) -> Result<Applied, SimError> {
-        let mut moved = 0;
-        let mut full = false;
-        for unit in self.units(id, span) {
-            let Some(pte) = self.pte(id, unit.first) else { continue };
-            // An exporter's pages and lent pages stay; so do those that are not in RAM.
-            let exported =
-                self.cached(pte.place).is_some_and(|(object, _)| self.objects[&object].is_dmabuf());
-            let Place::Ram(old) = pte.place else { continue };
-            if exported || pte.exclusive {
-                continue;
-            }
-            let huge = unit.len() == HUGE_PAGES;
-            let to = if huge { self.take_huge() } else { self.take_frame().map(frame_number) };
-            let Ok(to) = to else {
-                full = true;
-                break;
-            };
-            if !huge {
-                // Somebody else may map this frame as part of a huge page.
-                for (mm, page) in self.mappers(pte.place) {
-                    self.mm_mut(mm).split(Span::page(page));
-                }
-            }
-            for n in 0..unit.len() as u32 {
-                self.move_page(Place::Ram(old + n), Place::Ram(to + n));
-            }
-            moved += unit.len();
-        }
-        if full && moved == 0 { Err(SimError::OutOfMemory) } else { Ok(Applied::pages(moved)) }
-    }
-
     fn collapse(&mut self, id: MmId, span: Span) -> Result<Applied, SimError> {
         let span = self.mapped(id, span)?;
         if !span.is_huge_aligned() {
@@ -304,9 +280,10 @@ impl Kernel {
         let vma = self.vma(id, head).ok_or(SimError::NotMapped { at })?;
         let plain = vma.source == Source::Anonymous && vma.encryption == Encryption::Plain;
         let entries = self.mm_mut(id).entries(whole);
-        let movable = |place| place == Place::Zero || matches!(place, Place::Ram(_)) && self.is_sole(place);
+        let own = |place| matches!(place, Place::Ram(_)) && self.is_sole(place) && !self.is_pinned(place);
+        let movable = |place| place == Place::Zero || own(place);
         let fits = plain && vma.span.contains(whole);
-        if !fits || entries.iter().any(|(_, pte)| pte.exclusive || !movable(pte.place)) {
+        if !fits || entries.iter().any(|(_, pte)| pte.exclusive.is_some() || !movable(pte.place)) {
             return Err(SimError::WrongKind { at });
         }
         if self.mm(id).is_some_and(|mm| mm.is_huge(head)) {
@@ -332,71 +309,5 @@ impl Kernel {
             return Err(SimError::WrongKind { at: VirtAddr::from_page_number(*head) });
         }
         Ok(Applied::pages(self.mm_mut(id).split(span)))
-    }
-
-    fn migrate_to_device(
-        &mut self,
-        id: MmId,
-        span: Span,
-        memory: DeviceMemoryId,
-    ) -> Result<Applied, SimError> {
-        if !self.device_free.contains_key(&memory) {
-            return Err(SimError::Gone);
-        }
-        let mut moved = 0;
-        for (page, pte) in self.mm(id).ok_or(SimError::Gone)?.entries(span) {
-            let anonymous = self
-                .vma(id, page)
-                .is_some_and(|vma| vma.source == Source::Anonymous && vma.encryption == Encryption::Plain);
-            if !anonymous || pte.exclusive || !matches!(pte.place, Place::Ram(_)) || !self.is_sole(pte.place)
-            {
-                continue;
-            }
-            let Ok(to) = self.take_device(memory) else { break };
-            self.store.copy(pte.place, to);
-            self.relink(id, page, to, pte.write);
-            moved += 1;
-        }
-        Ok(Applied::pages(moved))
-    }
-
-    fn migrate_from_device(&mut self, id: MmId, span: Span) -> Result<Applied, SimError> {
-        let mut moved = 0;
-        for (page, pte) in self.mm(id).ok_or(SimError::Gone)?.entries(span) {
-            let Place::Device { memory, .. } = pte.place else { continue };
-            if self.store.device(memory).kind() == DeviceKind::Peer {
-                continue;
-            }
-            let Ok(to) = self.take_frame() else {
-                return if moved == 0 { Err(SimError::OutOfMemory) } else { Ok(Applied::pages(moved)) };
-            };
-            self.store.copy(pte.place, to);
-            let write = pte.write && self.is_sole(pte.place);
-            self.relink(id, page, to, write);
-            moved += 1;
-        }
-        Ok(Applied::pages(moved))
-    }
-
-    fn lend(&mut self, id: MmId, span: Span) -> Result<Applied, SimError> {
-        let entries = self.mm(id).ok_or(SimError::Gone)?.entries(span);
-        let mut lent = 0;
-        for (page, pte) in entries {
-            if matches!(pte.place, Place::Ram(_)) && self.is_sole(pte.place) {
-                let mm = self.mm_mut(id);
-                mm.split(Span::page(page));
-                mm.table.get_mut(&page).expect("it was just there").exclusive = true;
-                lent += 1;
-            }
-        }
-        Ok(Applied::pages(lent))
-    }
-}
-
-/// The frame that `take_frame` gave.
-fn frame_number(place: Place) -> u32 {
-    match place {
-        Place::Ram(frame) => frame,
-        _ => unreachable!("frames are RAM"),
     }
 }

@@ -146,13 +146,19 @@ impl Kernel {
                 let inside = mm.vmas.at(*head).is_some_and(|vma| vma.span.contains(Span::huge(*head)));
                 let whole = inside && entries.len() as u64 == HUGE_PAGES;
                 let alike = entries.iter().enumerate().all(|(n, pte)| {
-                    let (Place::Ram(first), Place::Ram(frame)) = (entries[0].place, pte.place) else {
-                        return false;
+                    let (first, number) = match (entries[0].place, pte.place) {
+                        (Place::Ram(first), Place::Ram(frame)) => (first, frame),
+                        (Place::Device { memory, page: first }, Place::Device { memory: same, page })
+                            if memory == same =>
+                        {
+                            (first, page)
+                        }
+                        _ => return false,
                     };
                     u64::from(first).is_multiple_of(HUGE_PAGES)
-                        && frame == first + n as u32
+                        && number == first + n as u32
                         && pte.write == entries[0].write
-                        && !pte.exclusive
+                        && pte.exclusive.is_none()
                 });
                 if !(whole && alike) {
                     return Err(Broken::Huge { mm: *id, page: *head });
@@ -200,8 +206,9 @@ impl Kernel {
                 return Err(broken(place));
             }
         }
-        match self.holders.keys().find(|place| !held.contains_key(place)) {
-            Some(place) => Err(broken(place)),
+        let unpinned = |(place, known): &(&Place, &Holders)| known.pins == 0 && !held.contains_key(place);
+        match self.holders.iter().find(unpinned) {
+            Some((place, _)) => Err(broken(place)),
             None => Ok(()),
         }
     }

@@ -7,10 +7,27 @@
 use super::kernel::{Holder, Kernel, MmId, NoFrame, Place, Pte};
 use super::object::{ObjectId, ObjectKind};
 use super::span::{HUGE_PAGES, Span, huge_head};
-use super::store::DeviceKind;
 use super::vma::{Source, Vma};
 use crate::space::{Access, FaultError};
 use hw_model::addr::VirtAddr;
+use hw_model::bus::ProviderId;
+
+/// What somebody wants of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Touch {
+    pub access: Access,
+    /// The device that wants it: its own memory, and what is lent to it, are present for it. `None` for everybody else.
+    pub viewer: Option<ProviderId>,
+    /// To hold it where it is (FOLL_LONGTERM): no device's memory will do, nor a page that is to be copied yet.
+    pub pin: bool,
+}
+
+impl Touch {
+    /// Of the CPU, or a device that has no memory of its own here.
+    pub fn plain(access: Access) -> Self {
+        Self { access, viewer: None, pin: false }
+    }
+}
 
 /// Why a page is not there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +39,9 @@ pub(super) enum Stop {
 }
 
 impl Kernel {
-    /// Makes `page` present for `access`. With `invalidated`, what takes a page away is allowed.
-    pub fn fault_page(&mut self, mm: MmId, page: u64, access: Access, invalidated: bool) -> Result<(), Stop> {
+    /// Makes `page` present as `touch` wants it. With `invalidated`, what takes a page away is allowed.
+    pub fn fault_page(&mut self, mm: MmId, page: u64, touch: Touch, invalidated: bool) -> Result<(), Stop> {
+        let Touch { access, viewer, pin } = touch;
         let at = VirtAddr::from_page_number(page);
         let none = Stop::Failed(FaultError::NoMapping { at });
         let vma = self.vma(mm, page).ok_or(none)?;
@@ -38,9 +56,16 @@ impl Kernel {
         {
             return Err(none);
         }
+        if pin {
+            self.may_pin(&vma, page).map_err(Stop::Failed)?;
+        }
         let Some(pte) = self.pte(mm, page) else { return self.populate(mm, page, &vma, access) };
-        if pte.exclusive {
-            self.mm_mut(mm).table.get_mut(&page).expect("it was just there").exclusive = false;
+        if pte.exclusive.is_some() && pte.exclusive != viewer {
+            // Whom it is lent to has to let go first.
+            if !invalidated {
+                return Err(Stop::Invalidate);
+            }
+            self.mm_mut(mm).table.get_mut(&page).expect("it was just there").exclusive = None;
         }
         match pte.place {
             Place::Poisoned => Err(none),
@@ -50,14 +75,29 @@ impl Kernel {
                 self.relink(mm, page, to, access == Access::Write);
                 Ok(())
             }
-            Place::Device { memory, .. } if self.store.device(memory).kind() == DeviceKind::Private => {
+            Place::Device { memory, .. } if pin || !self.store.device(memory).is_reached_by(viewer) => {
                 if !invalidated {
                     return Err(Stop::Invalidate);
+                }
+                if self.whole_from_device(mm, Span::huge(page)) {
+                    return Ok(());
                 }
                 self.copy_here(mm, page, pte, access == Access::Write)
             }
             _ if access == Access::Read || pte.write => Ok(()),
             _ => self.upgrade(mm, page, &vma, pte, invalidated),
+        }
+    }
+
+    /// Whether `page` is of a mapping whose pages can be pinned for long (`check_vma_flags` in mm/gup.c).
+    fn may_pin(&self, vma: &Vma, page: u64) -> Result<(), FaultError> {
+        let at = VirtAddr::from_page_number(page);
+        match vma.object_page(page).map(|(object, _)| self.kind(object)) {
+            Some(ObjectKind::Dmabuf { .. }) => Err(FaultError::Special { at }),
+            Some(ObjectKind::File) if vma.is_shared() => {
+                Err(FaultError::Permission { at, access: Access::Write })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -11,6 +11,8 @@ const BLOCK: usize = HUGE_PAGES as usize;
 #[derive(Debug)]
 pub(super) struct Frames {
     blocks: Vec<Block>,
+    /// The blocks are shared out evenly among so many nodes, in ascending order.
+    nodes: usize,
     rng: ChaCha8Rng,
 }
 
@@ -20,16 +22,26 @@ struct Block {
 }
 
 impl Frames {
-    /// `count` frames (whole blocks of 512), all free.
-    pub fn new(count: u32, rng: ChaCha8Rng) -> Self {
+    /// `count` frames (whole blocks of 512) of `nodes` nodes, at least one, all free.
+    pub fn new(count: u32, nodes: u32, rng: ChaCha8Rng) -> Self {
         let whole = || Block { free: (0..BLOCK as u16).collect() };
-        Self { blocks: (0..count as usize / BLOCK).map(|_| whole()).collect(), rng }
+        let blocks: Vec<_> = (0..count as usize / BLOCK).map(|_| whole()).collect();
+        Self { nodes: (nodes as usize).clamp(1, blocks.len().max(1)), blocks, rng }
     }
 
-    /// A free frame, from a block that is broken already if there is one.
-    pub fn take(&mut self) -> Option<u32> {
+    pub fn nodes(&self) -> u32 {
+        self.nodes as u32
+    }
+
+    /// The node that `frame` is of.
+    pub fn node(&self, frame: u32) -> u32 {
+        (frame as usize / BLOCK * self.nodes / self.blocks.len()) as u32
+    }
+
+    /// A free frame, of `node` if one is asked for, from a block that is broken already if there is one.
+    pub fn take(&mut self, node: Option<u32>) -> Option<u32> {
         let broken = |block: &Block| !block.free.is_empty() && block.free.len() < BLOCK;
-        let index = self.pick(broken).or_else(|| self.pick(|block| !block.free.is_empty()))?;
+        let index = self.pick(node, broken).or_else(|| self.pick(node, |block| !block.free.is_empty()))?;
         let free = &mut self.blocks[index].free;
         let within = free.swap_remove(self.rng.random_range(0..free.len()));
         Some((index * BLOCK) as u32 + u32::from(within))
@@ -43,9 +55,9 @@ impl Frames {
         at.map(|at| free.swap_remove(at)).is_some()
     }
 
-    /// The first of 512 contiguous, aligned free frames.
-    pub fn take_huge(&mut self) -> Option<u32> {
-        let index = self.pick(|block| block.free.len() == BLOCK)?;
+    /// The first of 512 contiguous, aligned free frames, likewise.
+    pub fn take_huge(&mut self, node: Option<u32>) -> Option<u32> {
+        let index = self.pick(node, |block| block.free.len() == BLOCK)?;
         self.blocks[index].free.clear();
         Some((index * BLOCK) as u32)
     }
@@ -65,13 +77,19 @@ impl Frames {
         self.blocks.iter().map(|block| block.free.len() as u64).sum()
     }
 
-    /// A random block that `fits`.
-    fn pick(&mut self, fits: impl Fn(&Block) -> bool) -> Option<usize> {
-        let count = self.blocks.iter().filter(|block| fits(block)).count();
+    /// A random block of `node`, or of any, that `fits`.
+    fn pick(&mut self, node: Option<u32>, fits: impl Fn(&Block) -> bool) -> Option<usize> {
+        let (blocks, nodes) = (&self.blocks, self.nodes);
+        let of_node = |index: usize| node.is_none_or(|node| index * nodes / blocks.len() == node as usize);
+        let fitting = || {
+            let all = blocks.iter().enumerate();
+            all.filter(|(index, block)| of_node(*index) && fits(block)).map(|(index, _)| index)
+        };
+        let count = fitting().count();
         if count == 0 {
             return None;
         }
         let nth = self.rng.random_range(0..count);
-        self.blocks.iter().enumerate().filter(|(_, block)| fits(block)).nth(nth).map(|(index, _)| index)
+        fitting().nth(nth)
     }
 }

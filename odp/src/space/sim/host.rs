@@ -2,7 +2,7 @@
 
 use super::change::{Change, user_span};
 use super::check::Broken;
-use super::fault::Stop;
+use super::fault::{Stop, Touch};
 use super::frames::Frames;
 use super::kernel::{Kernel, MmId, NoFrame, Place, Pte};
 use super::object::{Object, ObjectId, ObjectKind, Residence};
@@ -11,8 +11,8 @@ use super::op::{Outcome, Pending, SimError, SimOp};
 use super::process::SimSpace;
 use super::span::HUGE_PAGES;
 use super::store::{DeviceKind, DeviceMemory, DeviceMemoryId, NULL_FRAME, Store, ZERO_FRAME};
+use crate::space::FaultError;
 use crate::space::dmabuf::SystemPages;
-use crate::space::{Access, FaultError};
 use hw_model::addr::{PhysAddr, VirtAddr};
 use hw_model::bus::{AtomicOp, BarStorage, DmaEpoch, HostMemory, MemoryError, PrivatePages, ProviderId};
 use hw_model::sync::{Arc, Mutex};
@@ -40,11 +40,13 @@ pub struct SimConfig {
     pub seed: u64,
     /// What a fault does that has to wait.
     pub faults: FaultMode,
+    /// NUMA nodes that the RAM is shared out among, at least one.
+    pub nodes: u32,
 }
 
 impl Default for SimConfig {
     fn default() -> Self {
-        Self { ram_pages: 16384, seed: 0, faults: FaultMode::Wait }
+        Self { ram_pages: 16384, seed: 0, faults: FaultMode::Wait, nodes: 2 }
     }
 }
 
@@ -81,7 +83,7 @@ impl SimHost {
         let ram_pages = config.ram_pages.max(1).checked_next_multiple_of(HUGE_PAGES as u32)?;
         let store = Store::new(ram_pages)?;
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        let mut frames = Frames::new(ram_pages, ChaCha8Rng::from_rng(&mut rng));
+        let mut frames = Frames::new(ram_pages, config.nodes, ChaCha8Rng::from_rng(&mut rng));
         for own in [NULL_FRAME, ZERO_FRAME] {
             assert!(frames.take_exactly(own), "a new host has all its frames");
         }
@@ -220,6 +222,10 @@ impl SimHost {
         Ok(SystemPages::new(memory, taken.into_boxed_slice(), Arc::clone(self) as _))
     }
 
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// Begins a change of an object.
     ///
     /// # Errors
@@ -274,18 +280,33 @@ impl SimHost {
         }
     }
 
-    /// Makes `page` present for `access` and calls `then` with its entry, under the lock.
+    /// The node that a frame of RAM is of.
+    #[must_use]
+    pub fn node_of(&self, at: PhysAddr) -> Option<u32> {
+        let frame = u32::try_from(at.page_number()).ok().filter(|frame| *frame < self.store.frames())?;
+        Some(self.kernel.lock().frames.node(frame))
+    }
+
+    /// Begins to bring back what is in a device's memory, as when its driver goes.
+    ///
+    /// # Errors
+    /// See [`SimError`].
+    pub fn evict_device(self: &Arc<Self>, memory: DeviceMemoryId) -> Result<SimOp, SimError> {
+        SimOp::begin(self, Change::Evict(memory))
+    }
+
+    /// Makes `page` present as `touch` wants it and calls `then` with its entry, under the lock.
     pub(super) fn with_page<R>(
         &self,
         mm: MmId,
         page: u64,
-        access: Access,
+        touch: Touch,
         then: impl FnOnce(&mut Kernel, Pte) -> R,
     ) -> Result<R, FaultError> {
         loop {
             {
                 let mut kernel = self.kernel.lock();
-                match kernel.fault_page(mm, page, access, false) {
+                match kernel.fault_page(mm, page, touch, false) {
                     Ok(()) => {
                         let pte = kernel.pte(mm, page).expect("the fault made it present");
                         return Ok(then(&mut kernel, pte));
@@ -294,18 +315,18 @@ impl SimHost {
                     Err(Stop::Invalidate) => {}
                 }
             }
-            self.replace_page(mm, page, access)?;
+            self.replace_page(mm, page, touch)?;
         }
     }
 
     /// Does what a fault needs an invalidation for, now or, on a stepped host, in its own time.
-    fn replace_page(&self, mm: MmId, page: u64, access: Access) -> Result<(), FaultError> {
+    fn replace_page(&self, mm: MmId, page: u64, touch: Touch) -> Result<(), FaultError> {
         let at = VirtAddr::from_page_number(page);
         let same = |pending: &Pending| matches!(pending.change, Change::Resolve { mm: m, page: p, .. } if (m, p) == (mm, page));
         if self.faults == FaultMode::Park && self.parked.lock().iter().any(same) {
             return Err(FaultError::Busy { at });
         }
-        let change = Change::Resolve { mm, page, access };
+        let change = Change::Resolve { mm, page, touch };
         let mut pending = Pending::begin(self, change).map_err(|_| FaultError::NoMapping { at })?;
         if self.faults == FaultMode::Park && !pending.poll(self) {
             self.parked.lock().push(pending);
@@ -330,13 +351,13 @@ impl Kernel {
 
 impl HostMemory for SimHost {
     fn read(&self, at: PhysAddr, out: &mut [u8]) -> Result<(), MemoryError> {
-        self.store.dma_read(at, out)
+        self.store.dma_read(at, None, out)
     }
     fn write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError> {
-        self.store.dma_write(at, data)
+        self.store.dma_write(at, None, data)
     }
     fn atomic(&self, at: PhysAddr, op: AtomicOp) -> Result<u64, MemoryError> {
-        self.store.dma_atomic(at, op)
+        self.store.dma_atomic(at, None, op)
     }
     fn epoch(&self) -> &Arc<DmaEpoch> {
         &self.epoch

@@ -37,8 +37,8 @@ pub(super) enum Place {
 pub(super) struct Pte {
     pub place: Place,
     pub write: bool,
-    /// Lent to a device for its exclusive use: present for nobody else until it is faulted back.
-    pub exclusive: bool,
+    /// Lent to this device for its exclusive use: present for nobody else until somebody else touches it.
+    pub exclusive: Option<ProviderId>,
 }
 
 /// One process.
@@ -92,6 +92,8 @@ impl Mm {
 pub(super) struct Holders {
     pub mappers: BTreeSet<(MmId, u64)>,
     pub cached: Option<(ObjectId, u64)>,
+    /// Long-term pins: while there are any the page stays where it is, and in use.
+    pub pins: u32,
 }
 
 /// What a reference to a page comes from.
@@ -99,6 +101,7 @@ pub(super) struct Holders {
 pub(super) enum Holder {
     Pte(MmId, u64),
     Object(ObjectId, u64),
+    Pin,
 }
 
 /// What was swapped out, and how many entries say so.
@@ -150,15 +153,36 @@ impl Kernel {
 
     /// A frame that the caller fills and links at once.
     pub fn take_frame(&mut self) -> Result<Place, NoFrame> {
-        let frame = self.frames.take().ok_or(NoFrame)?;
+        self.take_frame_of(None)
+    }
+
+    /// One of this node.
+    pub fn take_frame_of(&mut self, node: Option<u32>) -> Result<Place, NoFrame> {
+        let frame = self.frames.take(node).ok_or(NoFrame)?;
         self.store.revive(frame);
         Ok(Place::Ram(frame))
     }
 
     /// 512 contiguous frames, likewise.
     pub fn take_huge(&mut self) -> Result<u32, NoFrame> {
-        let head = self.frames.take_huge().ok_or(NoFrame)?;
+        self.take_huge_of(None)
+    }
+
+    /// 512 of this node.
+    pub fn take_huge_of(&mut self, node: Option<u32>) -> Result<u32, NoFrame> {
+        let head = self.frames.take_huge(node).ok_or(NoFrame)?;
         (0..HUGE_PAGES as u32).for_each(|n| self.store.revive(head + n));
+        Ok(head)
+    }
+
+    /// The first of 512 contiguous, aligned pages of a device memory, likewise.
+    pub fn take_huge_device(&mut self, memory: DeviceMemoryId) -> Result<u32, NoFrame> {
+        const HUGE: u32 = HUGE_PAGES as u32;
+        let free = self.device_free.get_mut(&memory).ok_or(NoFrame)?;
+        let whole = |head: &u32| free.range(*head..*head + HUGE).count() == HUGE as usize;
+        let head =
+            free.iter().copied().filter(|page| page.is_multiple_of(HUGE)).find(whole).ok_or(NoFrame)?;
+        free.retain(|page| !(head..head + HUGE).contains(page));
         Ok(head)
     }
 
@@ -177,6 +201,7 @@ impl Kernel {
                 match holder {
                     Holder::Pte(mm, page) => drop(holders.mappers.insert((mm, page))),
                     Holder::Object(object, index) => holders.cached = Some((object, index)),
+                    Holder::Pin => holders.pins += 1,
                 }
             }
         }
@@ -198,8 +223,9 @@ impl Kernel {
                 match holder {
                     Holder::Pte(mm, page) => drop(holders.mappers.remove(&(mm, page))),
                     Holder::Object(..) => holders.cached = None,
+                    Holder::Pin => holders.pins -= 1,
                 }
-                if holders.mappers.is_empty() && holders.cached.is_none() {
+                if holders.mappers.is_empty() && holders.cached.is_none() && holders.pins == 0 {
                     self.holders.remove(&place);
                     self.give_back(place);
                 }
@@ -225,7 +251,7 @@ impl Kernel {
     pub fn link(&mut self, mm: MmId, page: u64, place: Place, write: bool) {
         self.hold(place, Holder::Pte(mm, page));
         self.tag(mm, page, place);
-        let old = self.mm_mut(mm).table.insert(page, Pte { place, write, exclusive: false });
+        let old = self.mm_mut(mm).table.insert(page, Pte { place, write, exclusive: None });
         assert!(old.is_none(), "page {page:#x} is mapped already");
     }
 
@@ -272,6 +298,11 @@ impl Kernel {
         self.holders.get(&place).is_some_and(|held| held.cached.is_none() && held.mappers.len() == 1)
     }
 
+    /// Whether somebody holds `place` where it is.
+    pub fn is_pinned(&self, place: Place) -> bool {
+        self.holders.get(&place).is_some_and(|held| held.pins > 0)
+    }
+
     /// Every (process, page) that maps `place`.
     pub fn mappers(&self, place: Place) -> Vec<(MmId, u64)> {
         self.holders.get(&place).map_or_else(Vec::new, |held| held.mappers.iter().copied().collect())
@@ -299,14 +330,16 @@ impl Kernel {
         }
     }
 
-    /// What a walk reports of `page`; `None` if it is not present for a device.
-    pub fn report(&self, mm: MmId, page: u64) -> Option<PageRun> {
+    /// What a walk reports of `page`; `None` if it is not present for a device, or for `viewer`, to whom its own memory and
+    /// what is lent to it are.
+    pub fn report(&self, mm: MmId, page: u64, viewer: Option<ProviderId>) -> Option<PageRun> {
         let (vma, pte) = (self.vma(mm, page)?, self.pte(mm, page)?);
-        if pte.exclusive || vma.protection == super::vma::Protection::None {
+        let lent = pte.exclusive.is_some() && pte.exclusive != viewer;
+        if lent || vma.protection == super::vma::Protection::None {
             return None;
         }
         let huge = self.mm(mm)?.is_huge(page);
-        let (phys, provider) = self.phys(pte.place)?;
+        let (phys, provider) = self.phys(pte.place, viewer)?;
         Some(PageRun {
             start: VirtAddr::from_page_number(page),
             pages: 1,
@@ -319,14 +352,14 @@ impl Kernel {
     }
 
     /// Where the bus finds `place`, if it does.
-    fn phys(&self, place: Place) -> Option<(PhysAddr, Option<ProviderId>)> {
+    fn phys(&self, place: Place, viewer: Option<ProviderId>) -> Option<(PhysAddr, Option<ProviderId>)> {
         match place {
             Place::Zero => Some((PhysAddr::from_page_number(u64::from(super::store::ZERO_FRAME)), None)),
             Place::Ram(frame) => Some((PhysAddr::from_page_number(u64::from(frame)), None)),
             Place::Device { memory, page } => {
                 let device = self.store.device(memory);
                 let phys = device.base().offset(u64::from(page) * PAGE_SIZE);
-                (device.kind() != DeviceKind::Private).then(|| (phys, Some(device.provider())))
+                device.is_reached_by(viewer).then(|| (phys, Some(device.provider())))
             }
             Place::Swap(_) | Place::Poisoned => None,
         }
@@ -340,7 +373,7 @@ impl Kernel {
             (Place::Device { memory, .. }, ..) => match self.store.device(memory).kind() {
                 DeviceKind::Peer => Backing::DmabufPeer,
                 DeviceKind::Coherent => Backing::DeviceCoherent,
-                DeviceKind::Private => return None,
+                DeviceKind::Private => Backing::DevicePrivate,
             },
             (_, Encryption::Private, _) => Backing::EncryptedPrivate,
             (_, Encryption::Shared, _) => Backing::EncryptedShared,

@@ -1,7 +1,7 @@
 //! Mappings made, cut, moved and copied: the part of a change that is about ranges.
 
 use super::change::user_span;
-use super::kernel::{Kernel, Mm, MmId, Place};
+use super::kernel::{Kernel, Mm, MmId, NoFrame, Place};
 use super::object::ObjectKind;
 use super::op::{Applied, SimError};
 use super::span::{HUGE_PAGES, Span};
@@ -95,10 +95,10 @@ impl Kernel {
             mm.vmas.insert(Vma { protection: to, ..vma });
         }
         self.split_edges(id, span);
-        if !to.allows(Access::Write) {
-            for (_, pte) in self.mm_mut(id).table.range_mut(span.pages()) {
-                pte.write = false;
-            }
+        for (_, pte) in self.mm_mut(id).table.range_mut(span.pages()) {
+            pte.write &= to.allows(Access::Write);
+            // What was lent is taken back.
+            pte.exclusive = None;
         }
         Ok(Applied::pages(span.len()))
     }
@@ -194,6 +194,9 @@ impl Kernel {
 
     pub(super) fn fork(&mut self, parent: MmId) -> Result<Applied, SimError> {
         let vmas = self.mm(parent).ok_or(SimError::Gone)?.vmas.clone();
+        if self.frames.free() < self.pinned_copies(parent) {
+            return Err(SimError::OutOfMemory);
+        }
         let child = self.new_mm();
         self.mm_mut(child).vmas = vmas.clone();
         let mut shared = 0;
@@ -201,17 +204,40 @@ impl Kernel {
             let mm = self.mm_mut(parent);
             let (entries, heads) = (mm.entries(vma.span), mm.heads(vma.span));
             for (page, pte) in entries {
+                if self.is_copied_at_fork(pte.place) {
+                    // What a device goes on writing stays the parent's (mm/memory.c, `copy_present_page`).
+                    self.mm_mut(parent).split(Span::page(page));
+                    let own = self.take_frame().map_err(|NoFrame| SimError::OutOfMemory)?;
+                    self.store.copy(pte.place, own);
+                    self.link(child, page, own, pte.write);
+                    continue;
+                }
                 // A page that is lent comes back first.
                 let entry = self.mm_mut(parent).table.get_mut(&page).expect("it was just there");
-                (entry.write, entry.exclusive) = (false, false);
+                (entry.write, entry.exclusive) = (false, None);
                 self.link(child, page, pte.place, false);
                 shared += 1;
             }
-            self.mm_mut(child)
-                .huge
-                .extend(heads.into_iter().filter(|head| vma.span.contains(Span::huge(*head))));
+            let still = |head: &u64| {
+                vma.span.contains(Span::huge(*head)) && self.mm(parent).is_some_and(|mm| mm.is_huge(*head))
+            };
+            let heads: Vec<u64> = heads.into_iter().filter(still).collect();
+            self.mm_mut(child).huge.extend(heads);
         }
         Ok(Applied { pages: shared, at: None, child: Some(child) })
+    }
+
+    /// Pages that a fork of `parent` copies at once.
+    fn pinned_copies(&self, parent: MmId) -> u64 {
+        let Some(mm) = self.mm(parent) else { return 0 };
+        let private = |page: &u64| mm.vmas.at(*page).is_some_and(Self::is_private);
+        let copied = |page: &u64, place| self.is_copied_at_fork(place) && private(page);
+        mm.table.iter().filter(|(page, pte)| copied(page, pte.place)).count() as u64
+    }
+
+    /// Whether a device holds this page of a process's own.
+    fn is_copied_at_fork(&self, place: Place) -> bool {
+        self.is_pinned(place) && self.cached(place).is_none()
     }
 
     pub(super) fn exit(&mut self, id: MmId) -> Result<Applied, SimError> {

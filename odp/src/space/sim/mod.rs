@@ -27,12 +27,15 @@ mod frames;
 mod host;
 mod kernel;
 mod map;
+mod migrate;
 mod object;
 mod object_change;
 mod op;
+mod pin;
 mod process;
 mod span;
 mod store;
+mod view;
 mod vma;
 
 #[cfg(all(test, not(any(loom, shuttle))))]
@@ -45,7 +48,9 @@ pub use kernel::MmId;
 pub use object::{ObjectId, Residence};
 pub use object_change::ObjectChange;
 pub use op::{Outcome, SimError, SimOp};
+pub use pin::SimPin;
 pub use process::SimSpace;
 pub use span::HUGE_PAGES;
 pub use store::{DeviceKind, DeviceMemory, DeviceMemoryId};
+pub use view::DeviceView;
 pub use vma::{Encryption, MapRequest, Protection, Source};

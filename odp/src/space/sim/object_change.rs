@@ -112,7 +112,9 @@ impl ObjectChange {
             }
             Self::WriteBack { .. } => Ok(Applied::pages(kernel.write_back(object, span))),
             Self::Evict { .. } => {
-                let clean = |(index, _): &(u64, Place)| !kernel.objects[&object].dirty.contains(index);
+                let clean = |(index, place): &(u64, Place)| {
+                    !kernel.objects[&object].dirty.contains(index) && !kernel.is_pinned(*place)
+                };
                 let clean: Vec<_> = kernel.cached_in(object, span).into_iter().filter(clean).collect();
                 for (index, place) in &clean {
                     kernel.drop_cached(object, *index, *place);
@@ -228,7 +230,11 @@ impl Kernel {
             let Some(pte) = self.pte(id, page) else { continue };
             let cached = self.cached(pte.place);
             let shmem = cached.is_none_or(|(object, _)| self.kind(object) == ObjectKind::Shmem);
-            if !matches!(pte.place, Place::Ram(_)) || pte.exclusive || !shmem {
+            if !matches!(pte.place, Place::Ram(_))
+                || pte.exclusive.is_some()
+                || !shmem
+                || self.is_pinned(pte.place)
+            {
                 continue;
             }
             let slot = self.next_slot;
@@ -258,7 +264,7 @@ impl Kernel {
         let pte = self.pte(id, page).ok_or(SimError::NotMapped { at })?;
         let vma = self.vma(id, page).ok_or(SimError::NotMapped { at })?;
         let Place::Ram(frame) = pte.place else { return Err(SimError::WrongKind { at }) };
-        if self.is_hugetlb(&vma) {
+        if self.is_hugetlb(&vma) || self.is_pinned(pte.place) {
             return Err(SimError::WrongKind { at });
         }
         let cached = self.cached(pte.place);

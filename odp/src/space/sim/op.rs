@@ -6,7 +6,7 @@ use super::kernel::{Kernel, MmId};
 use super::object_change::ObjectChange;
 use super::process::SimSpace;
 use super::span::Span;
-use crate::notifier::Invalidation;
+use crate::notifier::{Cannot, Invalidation, Notifiers};
 use crate::space::FaultError;
 use hw_model::addr::{VirtAddr, VirtRange};
 use hw_model::sync::Arc;
@@ -76,6 +76,12 @@ pub enum SimError {
     /// The object or device memory does not exist, or the process has ended.
     #[error("no such object, device memory or process")]
     Gone,
+    /// A change that may not wait would have had to: a device moves data there, or its driver is busy with it.
+    #[error("{range} cannot be changed without waiting for a device")]
+    WouldWait {
+        /// What it would have had to wait for.
+        range: VirtRange,
+    },
     /// A fault on the way failed.
     #[error(transparent)]
     Fault(#[from] FaultError),
@@ -116,8 +122,27 @@ impl Pending {
         Ok(pending)
     }
 
+    /// Makes a change that may not wait.
+    pub fn at_once(host: &SimHost, change: Change) -> Result<Applied, SimError> {
+        let mut pending = Self { change, held: Vec::new() };
+        loop {
+            pending.cover_by(host, Notifiers::try_begin)?;
+            if let Some(applied) = pending.apply(host)? {
+                return applied;
+            }
+        }
+    }
+
     /// Begins what invalidations are missing; whether none was.
     fn cover(&mut self, host: &SimHost) -> Result<bool, SimError> {
+        self.cover_by(host, |notifiers, range| Ok(notifiers.begin_invalidation(range)))
+    }
+
+    fn cover_by(
+        &mut self,
+        host: &SimHost,
+        begin: impl Fn(&Arc<Notifiers>, VirtRange) -> Result<Invalidation, Cannot>,
+    ) -> Result<bool, SimError> {
         let missing: Vec<_> = {
             let kernel = host.kernel.lock();
             let missing = self.missing(&kernel)?;
@@ -125,7 +150,8 @@ impl Pending {
             missing.into_iter().filter_map(|(mm, span)| Some((mm, span, notifiers(mm)?))).collect()
         };
         for (mm, span, notifiers) in &missing {
-            let invalidation = notifiers.begin_invalidation(span.range());
+            let begun = begin(notifiers, span.range());
+            let invalidation = begun.map_err(|Cannot { range }| SimError::WouldWait { range })?;
             self.held.push(Held { mm: *mm, span: *span, invalidation });
         }
         Ok(missing.is_empty())
@@ -168,15 +194,22 @@ impl Pending {
     pub fn finish(mut self, host: &SimHost) -> Result<Applied, SimError> {
         loop {
             self.wait(host);
-            let mut kernel = host.kernel.lock();
-            if !self.missing(&kernel)?.is_empty() {
-                continue;
+            if let Some(applied) = self.apply(host)? {
+                return applied;
             }
-            let applied = self.change.apply(&mut kernel);
-            drop(kernel);
-            self.held.drain(..).for_each(|held| held.invalidation.end());
-            return applied;
         }
+    }
+
+    /// Makes the change, if all that it affects is covered, and ends the invalidations, which are ready.
+    fn apply(&mut self, host: &SimHost) -> Result<Option<Result<Applied, SimError>>, SimError> {
+        let mut kernel = host.kernel.lock();
+        if !self.missing(&kernel)?.is_empty() {
+            return Ok(None);
+        }
+        let applied = self.change.apply(&mut kernel);
+        drop(kernel);
+        self.held.drain(..).for_each(|held| held.invalidation.end());
+        Ok(Some(applied))
     }
 }
 
@@ -218,6 +251,12 @@ impl SimOp {
     /// See [`SimError`]; nothing was changed then.
     pub fn run(self) -> Result<Outcome, SimError> {
         self.finish()
+    }
+
+    pub(super) fn at_once(host: &Arc<SimHost>, change: Change) -> Result<Outcome, SimError> {
+        let applied = Pending::at_once(host, change)?;
+        let child = applied.child.map(|mm| SimSpace::of(host, mm));
+        Ok(Outcome { pages: applied.pages, at: applied.at, child })
     }
 
     /// What it will do to a process, if it does something to one.

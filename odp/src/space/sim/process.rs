@@ -1,6 +1,7 @@
 //! One process: its memory as its own CPU sees it, and as an address space that devices are given pages of.
 
 use super::change::{Change, SpaceChange};
+use super::fault::Touch;
 use super::host::SimHost;
 use super::kernel::{Kernel, MmId, Pte};
 use super::op::{Outcome, SimError, SimOp};
@@ -10,7 +11,7 @@ use crate::notifier::Notifiers;
 use crate::page::PageRun;
 use crate::space::{Access, AddressSpace, FaultError, Rung, Watch, WatchError};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
-use hw_model::bus::{AtomicOp, HostMemory};
+use hw_model::bus::{AtomicOp, HostMemory, ProviderId};
 use hw_model::sync::Arc;
 
 /// One process of a [`SimHost`]. It ends when it is dropped; devices that still have pages of it are waited for.
@@ -56,6 +57,14 @@ impl SimSpace {
     /// See [`SimError`].
     pub fn change(&self, change: SpaceChange) -> Result<Outcome, SimError> {
         self.begin(change)?.run()
+    }
+
+    /// Makes a change of its memory now or not at all, as the out-of-memory reaper does.
+    ///
+    /// # Errors
+    /// [`SimError::WouldWait`] if it would have to wait for a device. See [`SimError`] for the others; nothing was changed.
+    pub fn try_change(&self, change: SpaceChange) -> Result<Outcome, SimError> {
+        SimOp::at_once(&self.host, Change::Space(self.mm, change))
     }
 
     /// mmap: where the mapping is.
@@ -122,7 +131,7 @@ impl SimSpace {
         while done < len {
             let here = at.checked_add(done as u64).ok_or(FaultError::NoMapping { at })?;
             let count = (len - done).min((PAGE_SIZE - here.page_offset()) as usize);
-            self.host.with_page(self.mm, here.page_number(), access, |kernel, pte| {
+            self.host.with_page(self.mm, here.page_number(), Touch::plain(access), |kernel, pte| {
                 copy(kernel, pte, here.page_offset(), done..done + count);
             })?;
             done += count;
@@ -154,6 +163,26 @@ impl AddressSpace for SimSpace {
     }
 
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
+        self.snapshot_for(None, range, out)
+    }
+
+    fn fault(&self, range: VirtRange, access: Access, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
+        self.fault_for(None, range, access, out)
+    }
+
+    fn rung(&self, _range: VirtRange) -> Rung {
+        Rung::Exact
+    }
+}
+
+impl SimSpace {
+    /// What is present of `range` for `viewer`, or for any device.
+    pub(super) fn snapshot_for(
+        &self,
+        viewer: Option<ProviderId>,
+        range: VirtRange,
+        out: &mut Vec<PageRun>,
+    ) -> Result<(), FaultError> {
         let span = Span::of(range);
         let kernel = self.host.kernel.lock();
         let gone = FaultError::NoMapping { at: range.start() };
@@ -161,7 +190,7 @@ impl AddressSpace for SimSpace {
         let hole = mm.vmas.first_hole(span);
         let mapped = span.first..hole.unwrap_or(span.end);
         for (page, _) in mm.table.range(mapped) {
-            if let Some(run) = kernel.report(self.mm, *page) {
+            if let Some(run) = kernel.report(self.mm, *page, viewer) {
                 PageRun::push(out, run);
             }
         }
@@ -171,10 +200,18 @@ impl AddressSpace for SimSpace {
         }
     }
 
-    fn fault(&self, range: VirtRange, access: Access, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
+    /// Faults `range` in for `viewer`, or for any device.
+    pub(super) fn fault_for(
+        &self,
+        viewer: Option<ProviderId>,
+        range: VirtRange,
+        access: Access,
+        out: &mut Vec<PageRun>,
+    ) -> Result<(), FaultError> {
+        let touch = Touch { access, viewer, pin: false };
         for page in Span::of(range).pages() {
-            let run = self.host.with_page(self.mm, page, access, |kernel, _| kernel.report(self.mm, page))?;
-            match run {
+            let report = |kernel: &mut Kernel, _| kernel.report(self.mm, page, viewer);
+            match self.host.with_page(self.mm, page, touch, report)? {
                 Some(run) => PageRun::push(out, run),
                 // Present for the CPU but not for a device: nothing that a fault leaves behind is.
                 None => return Err(FaultError::Special { at: VirtAddr::from_page_number(page) }),
@@ -183,12 +220,6 @@ impl AddressSpace for SimSpace {
         Ok(())
     }
 
-    fn rung(&self, _range: VirtRange) -> Rung {
-        Rung::Exact
-    }
-}
-
-impl SimSpace {
     /// munmap.
     ///
     /// # Errors

@@ -67,6 +67,10 @@ impl DeviceMemory {
     pub fn storage(&self) -> &Arc<dyn BarStorage> {
         &self.storage
     }
+    /// Whether `viewer`, or with `None` the CPU and whoever else, reaches it.
+    pub(super) fn is_reached_by(&self, viewer: Option<ProviderId>) -> bool {
+        self.kind != DeviceKind::Private || viewer == Some(self.provider)
+    }
     /// Whole pages it has.
     #[must_use]
     pub fn pages(&self) -> u32 {
@@ -209,14 +213,14 @@ impl Store {
     }
 
     /// What answers on the bus for `at`. The device memories come last: RAM pays nothing for them.
-    fn target(&self, at: PhysAddr) -> Result<Target<'_>, MemoryError> {
+    fn target(&self, at: PhysAddr, viewer: Option<ProviderId>) -> Result<Target<'_>, MemoryError> {
         if let Some(state) = usize::try_from(at.page_number()).ok().and_then(|frame| self.states.get(frame)) {
             return match state.load(Ordering::Acquire) {
                 FRESH | FREE => Err(MemoryError::Retired { at }),
                 _ => Ok(Target { storage: &*self.ram, offset: at.0 }),
             };
         }
-        let devices = self.devices().filter(|(_, device)| device.kind != DeviceKind::Private);
+        let devices = self.devices().filter(|(_, device)| device.is_reached_by(viewer));
         for (_, device) in devices {
             if let Some(offset) = at.0.checked_sub(device.base.0)
                 && offset < device.storage.size()
@@ -231,7 +235,7 @@ impl Store {
     /// in it.
     fn pages(
         &self,
-        at: PhysAddr,
+        (at, viewer): (PhysAddr, Option<ProviderId>),
         len: usize,
         mut copy: impl FnMut(Target<'_>, std::ops::Range<usize>) -> Result<(), StorageError>,
     ) -> Result<(), MemoryError> {
@@ -239,25 +243,44 @@ impl Store {
         while done < len {
             let here = at.checked_add(done as u64).ok_or(MemoryError::Unbacked { at })?;
             let count = (len - done).min(PAGE - here.page_offset() as usize);
-            copy(self.target(here)?, done..done + count).map_err(|_| MemoryError::Unbacked { at: here })?;
+            copy(self.target(here, viewer)?, done..done + count)
+                .map_err(|_| MemoryError::Unbacked { at: here })?;
             done += count;
         }
         Ok(())
     }
 
-    pub fn dma_read(&self, at: PhysAddr, out: &mut [u8]) -> Result<(), MemoryError> {
-        self.pages(at, out.len(), |target, part| target.storage.read(target.offset, &mut out[part]))
+    /// Copies out for `viewer`, who reaches its own private memory besides what all devices do.
+    pub fn dma_read(
+        &self,
+        at: PhysAddr,
+        viewer: Option<ProviderId>,
+        out: &mut [u8],
+    ) -> Result<(), MemoryError> {
+        self.pages((at, viewer), out.len(), |target, part| target.storage.read(target.offset, &mut out[part]))
     }
 
-    pub fn dma_write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError> {
-        self.pages(at, data.len(), |target, part| target.storage.write(target.offset, &data[part]))
+    /// Copies in, likewise.
+    pub fn dma_write(
+        &self,
+        at: PhysAddr,
+        viewer: Option<ProviderId>,
+        data: &[u8],
+    ) -> Result<(), MemoryError> {
+        self.pages((at, viewer), data.len(), |target, part| target.storage.write(target.offset, &data[part]))
     }
 
-    pub fn dma_atomic(&self, at: PhysAddr, op: AtomicOp) -> Result<u64, MemoryError> {
+    /// An atomic, likewise.
+    pub fn dma_atomic(
+        &self,
+        at: PhysAddr,
+        viewer: Option<ProviderId>,
+        op: AtomicOp,
+    ) -> Result<u64, MemoryError> {
         if !at.is_aligned(8) {
             return Err(MemoryError::Misaligned { at });
         }
-        let target = self.target(at)?;
+        let target = self.target(at, viewer)?;
         target.storage.atomic(target.offset, op).map_err(|_| MemoryError::Unbacked { at })
     }
 }

@@ -32,7 +32,7 @@ fn machine(config: SimConfig) -> Machine {
 }
 
 fn small(seed: u64, faults: FaultMode) -> SimConfig {
-    SimConfig { ram_pages: 4096, seed, faults }
+    SimConfig { ram_pages: 4096, seed, faults, nodes: 2 }
 }
 
 /// Pages `first..first + pages` of `range`.

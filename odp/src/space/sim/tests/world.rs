@@ -54,6 +54,8 @@ pub struct World {
     /// Write faults that were begun and not seen to their end: the page may become the process's own without being
     /// written, and even after something else was mapped there.
     doubts: BTreeSet<(MmId, u64)>,
+    /// Pages that somebody holds where they are, and what a frame held when it was last looked at.
+    pins: Vec<SimPin>,
     rng: ChaCha8Rng,
     pub counts: Counts,
 }
@@ -85,6 +87,7 @@ impl World {
             shared,
             open: Vec::new(),
             doubts: BTreeSet::new(),
+            pins: Vec::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             counts: Counts::new(),
         }
@@ -234,7 +237,8 @@ impl World {
     fn step(&mut self) {
         match self.rng.random_range(0..100) {
             0..50 => self.access(),
-            50..55 => self.prefetch(),
+            50..53 => self.prefetch(),
+            53..55 => self.pin(),
             55..79 => self.begin_space_change(),
             79..87 => self.begin_object_change(),
             87..96 => self.finish_some(),
@@ -349,6 +353,33 @@ impl World {
         self.count("prefetches");
     }
 
+    /// A page is held where it is, or let go of, or looked at: a frame that is held is in use.
+    fn pin(&mut self) {
+        const MOST: usize = 4;
+        if let Some(run) = self.pins.first().and_then(|pin| pin.runs().first()) {
+            self.machine.host.read(run.phys, &mut zeroes()).expect("a pinned frame stays in use");
+        }
+        if self.pins.len() == MOST || self.chance(30) {
+            let nth = self.rng.random_range(0..self.pins.len().max(1));
+            if nth < self.pins.len() {
+                drop(self.pins.swap_remove(nth));
+            }
+            return;
+        }
+        let process = self.rng.random_range(0..self.processes.len());
+        let page = self.some_page(process);
+        let range = VirtRange::new(VirtAddr::from_page_number(page), PAGE_SIZE).expect("fits");
+        let space = &self.processes[process].space;
+        self.doubts.insert((space.id(), page));
+        match space.pin(range) {
+            Ok(pin) => {
+                self.pins.push(pin);
+                self.count("pinned");
+            }
+            Err(_) => self.count("pins refused"),
+        }
+    }
+
     fn begin_space_change(&mut self) {
         if self.open.len() >= MAX_OPEN {
             return self.finish_some();
@@ -392,14 +423,18 @@ impl World {
             }
             51..56 => SpaceChange::Split(self.some_huge_range(process).unwrap_or(range)),
             56..62 => SpaceChange::Collapse(self.some_huge_range(process).unwrap_or(range)),
-            62..70 => SpaceChange::Migrate(range),
+            62..66 => SpaceChange::Migrate(range),
+            66..70 => SpaceChange::ToNode { range, node: self.rng.random_range(0..3) },
             70..78 => SpaceChange::SwapOut(range),
             78..84 => {
                 let memory = if self.chance(50) { self.machine.coherent } else { self.machine.private };
                 SpaceChange::ToDevice { range, memory }
             }
             84..88 => SpaceChange::FromDevice(range),
-            88..91 => SpaceChange::Exclusive(range),
+            88..91 => {
+                let owner = ProviderId(self.rng.random_range(2..4));
+                SpaceChange::Exclusive { range, owner }
+            }
             91..96 => {
                 let all = [Encryption::Private, Encryption::Shared, Encryption::Plain];
                 SpaceChange::Encrypt(range, all[self.rng.random_range(0..all.len())])
@@ -557,10 +592,11 @@ impl World {
             SpaceChange::Split(_)
             | SpaceChange::Collapse(_)
             | SpaceChange::Migrate(_)
+            | SpaceChange::ToNode { .. }
             | SpaceChange::SwapOut(_)
             | SpaceChange::ToDevice { .. }
             | SpaceChange::FromDevice(_)
-            | SpaceChange::Exclusive(_)
+            | SpaceChange::Exclusive { .. }
             | SpaceChange::Encrypt(..) => {}
             SpaceChange::Poison(_) => unreachable!("not done here"),
         }
@@ -637,6 +673,7 @@ impl World {
 
     /// Ends all processes and empties all objects; gives the host's counts.
     pub fn tear_down(mut self) -> (HostStats, Counts) {
+        self.pins.clear();
         self.processes.clear();
         for object in self.files.iter().chain(&self.shared) {
             self.machine
@@ -680,10 +717,11 @@ fn change_name(change: SpaceChange, pages: u64) -> &'static str {
         SpaceChange::Split(_) => "split",
         SpaceChange::Collapse(_) => "collapsed",
         SpaceChange::Migrate(_) => "migrated",
+        SpaceChange::ToNode { .. } => "moved to another node",
         SpaceChange::SwapOut(_) => "swapped out",
         SpaceChange::ToDevice { .. } => "moved to a device",
         SpaceChange::FromDevice(_) => "moved from a device",
-        SpaceChange::Exclusive(_) => "lent",
+        SpaceChange::Exclusive { .. } => "lent",
         SpaceChange::Poison(_) => "poisoned",
         SpaceChange::Encrypt(..) => "encrypted",
         SpaceChange::Fork => "forked",
