@@ -244,6 +244,8 @@ impl Hca {
 
     pub(super) fn forget_qp(&self, qpn: Qpn, pd: Pd) {
         self.engine(qpn).lock().remove(qpn, self.now());
+        // Its windows go before its number can be another's.
+        self.device.keys.unbind_of(qpn);
         self.qps.lock().live.remove(&qpn);
         self.pds.release(pd);
     }

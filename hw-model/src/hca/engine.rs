@@ -6,8 +6,8 @@
 
 use super::config::HcaConfig;
 use super::device::Device;
+use super::key::Caller;
 use super::mailbox::Mail;
-use super::pd::Pd;
 use super::qp::{Context, Core, Dma, IllegalTransition, Next, Transition};
 use super::time::Time;
 use super::translate::{Piece, Span, span_capacity, transfer, translate};
@@ -59,7 +59,7 @@ pub(super) struct Engine {
 struct Pending {
     qpn: Qpn,
     incarnation: u64,
-    pd: Pd,
+    caller: Caller,
     dma: Dma,
     /// The slot is busy and the spans are filled.
     translated: bool,
@@ -261,7 +261,8 @@ impl Engine {
         };
         let core = self.qps.get(&qpn)?;
         let Core { incarnation, .. } = **core;
-        self.pending = Some(Pending { qpn, incarnation, pd: core.shared.pd, dma, translated: false });
+        self.pending =
+            Some(Pending { qpn, incarnation, caller: core.shared.caller(), dma, translated: false });
         Some(self.burst(now))
     }
 
@@ -277,7 +278,7 @@ impl Engine {
                 return Burst::Closed;
             }
             let keys = &self.device.keys;
-            result = translate(keys, (pending.pd, need), direction, &self.pieces, &mut self.spans);
+            result = translate(keys, (pending.caller, need), direction, &self.pieces, &mut self.spans);
             if self.device.config.micro_steps && result.is_ok() {
                 pending.translated = true;
                 self.pending = Some(pending);

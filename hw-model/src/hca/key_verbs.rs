@@ -2,8 +2,8 @@
 
 use super::device::Hca;
 use super::key::{
-    CreateKeyError, FastKeySpec, FastMap, IndirectKeySpec, KeyChange, KeySpec, KeyTable, MapKeyError,
-    ReregKeyError, Target, UnknownKey,
+    CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, IndirectKeySpec, KeyChange, KeySpec, KeyTable,
+    MapKeyError, ReregKeyError, Target, UnknownKey, WindowSpec,
 };
 use super::pd::Pd;
 use super::points;
@@ -60,8 +60,8 @@ impl Hca {
     /// [`Hca::destroy_key`], drain the epoch before the memory goes.
     ///
     /// # Errors
-    /// [`UnknownKey`].
-    pub fn destroy_fast_key(&self, key: Key) -> Result<(), UnknownKey> {
+    /// See [`DestroyKeyError`].
+    pub fn destroy_fast_key(&self, key: Key) -> Result<(), DestroyKeyError> {
         let pd = self.device.keys.destroy_fast(key)?;
         self.pds.release(pd);
         Ok(())
@@ -70,9 +70,9 @@ impl Hca {
     /// Takes an indirect key back, as [`Hca::destroy_key`] does. The keys that it named stay.
     ///
     /// # Errors
-    /// [`UnknownKey`].
-    pub fn destroy_indirect_key(&self, key: Key) -> Result<(), UnknownKey> {
-        let target = self.device.keys.destroy(key, |target| matches!(target, Target::Indirect(_)))?;
+    /// [`DestroyKeyError::Unknown`].
+    pub fn destroy_indirect_key(&self, key: Key) -> Result<(), DestroyKeyError> {
+        let target = self.device.keys.destroy(key, false, |target| matches!(target, Target::Indirect(_)))?;
         self.pds.release(target.pd());
         Ok(())
     }
@@ -81,14 +81,46 @@ impl Hca {
     /// ([`DmaEpoch::drain`](crate::bus::DmaEpoch::drain)). Gives back what the key covered. Never blocks on an engine.
     ///
     /// # Errors
+    /// See [`DestroyKeyError`].
+    pub fn destroy_key(&self, key: Key) -> Result<KeySpec, DestroyKeyError> {
+        self.destroy_pages(key, false)
+    }
+
+    /// The same, and it ends the memory windows that are bound over the key: for memory that must go in any case.
+    ///
+    /// # Errors
     /// [`UnknownKey`].
-    pub fn destroy_key(&self, key: Key) -> Result<KeySpec, UnknownKey> {
-        let target = self.device.keys.destroy(key, |target| matches!(target, Target::Pages(_)))?;
+    pub fn revoke_key(&self, key: Key) -> Result<KeySpec, UnknownKey> {
+        self.destroy_pages(key, true).map_err(|_| UnknownKey { key })
+    }
+
+    fn destroy_pages(&self, key: Key, revoke: bool) -> Result<KeySpec, DestroyKeyError> {
+        let target = self.device.keys.destroy(key, revoke, |target| matches!(target, Target::Pages(_)))?;
         self.pds.release(target.pd());
         match target {
             Target::Pages(spec) => Ok(spec),
-            Target::Indirect(_) => unreachable!("only pages were asked for"),
+            _ => unreachable!("only pages were asked for"),
         }
+    }
+
+    /// A new memory window (IBTA volume 1, 11.2.8.9). Its random key reaches nothing until a work request binds it
+    /// ([`Operation::Bind`](super::Operation::Bind)).
+    ///
+    /// # Errors
+    /// [`CreateKeyError::Pd`], [`CreateKeyError::TooMany`].
+    pub fn alloc_window(&self, spec: WindowSpec) -> Result<Key, CreateKeyError> {
+        self.new_key(spec.pd, |keys| keys.create_window(spec))
+    }
+
+    /// Takes a memory window back, bound or not, by any of its 256 names (11.2.8.11). As with [`Hca::destroy_key`], drain
+    /// the epoch for bursts under way.
+    ///
+    /// # Errors
+    /// [`UnknownKey`].
+    pub fn dealloc_window(&self, key: Key) -> Result<(), UnknownKey> {
+        let pd = self.device.keys.destroy_window(key)?;
+        self.pds.release(pd);
+        Ok(())
     }
 
     /// Changes what `key`, the key of a region, covers, in place: the key stays the same (IBTA volume 1, 11.2.8.7, which

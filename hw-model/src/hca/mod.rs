@@ -44,9 +44,9 @@ pub use driver::EngineThreads;
 pub use engine::Step;
 pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultToken, PageFault};
 pub use key::{
-    Access, CreateKeyError, FastKeySpec, FastMap, FastMemory, IndirectEntry, IndirectKeySpec, IndirectList,
-    IndirectListError, IndirectTarget, KeyChange, KeyMemory, KeySpec, KeyViolation, MIN_INDIRECT_ENTRY,
-    MapKeyError, ReregKeyError, UnknownKey,
+    Access, CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, FastMemory, IndirectEntry,
+    IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget, KeyChange, KeyMemory, KeySpec,
+    KeyViolation, MIN_INDIRECT_ENTRY, MapKeyError, ReregKeyError, UnknownKey, WindowKind, WindowSpec,
 };
 pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
 pub use pd::{Pd, PdError};

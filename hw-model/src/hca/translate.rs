@@ -4,9 +4,9 @@
 //! held across such a thing: the thread that frees memory may be waiting for this burst to end.
 
 use super::key::{
-    Access, IndirectKeySpec, IndirectTarget, KeySpec, KeyTable, KeyViolation, MIN_INDIRECT_ENTRY, Target,
+    Access, BoundWindow, Caller, IndirectKeySpec, IndirectTarget, KeySpec, KeyTable, KeyViolation,
+    MIN_INDIRECT_ENTRY, Target,
 };
-use super::pd::Pd;
 use crate::addr::{DmaAddr, PAGE_SIZE, RegionAddr};
 use crate::bus::{DmaError, DmaPort, MemoryError};
 use crate::wire::Key;
@@ -38,6 +38,17 @@ pub(super) enum Direction {
     Scatter,
 }
 
+impl Direction {
+    /// What it needs of a key that another key stands in front of: what the peer may do is for that one to say, and the one
+    /// below is used as a local key.
+    fn local(self) -> Access {
+        match self {
+            Self::Gather => Access::empty(),
+            Self::Scatter => Access::LOCAL_WRITE,
+        }
+    }
+}
+
 /// Why bytes cannot move.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Obstacle {
@@ -52,7 +63,7 @@ pub(super) enum Obstacle {
 /// Fills `spans` with where the bytes of `pieces` are. `spans` has room (see [`span_capacity`]): it does not grow.
 pub(super) fn translate(
     keys: &KeyTable,
-    (pd, need): (Pd, Access),
+    (caller, need): (Caller, Access),
     direction: Direction,
     pieces: &[Piece],
     spans: &mut Vec<Span>,
@@ -60,8 +71,9 @@ pub(super) fn translate(
     spans.clear();
     for piece in pieces {
         let walked = keys.with(piece.key, |target| match target {
-            Target::Pages(spec) => pages(spec, (pd, need), direction, piece, spans),
-            Target::Indirect(spec) => indirect(keys, spec, (pd, need), direction, piece, spans),
+            Target::Pages(spec) => pages(spec, (caller, need), direction, piece, spans),
+            Target::Indirect(spec) => indirect(keys, spec, (caller, need), direction, piece, spans),
+            Target::Window(bound) => window(keys, bound, (caller, need), direction, piece, spans),
         });
         walked.map_err(Obstacle::Key)??;
     }
@@ -71,12 +83,12 @@ pub(super) fn translate(
 /// Through a page list.
 fn pages(
     spec: &KeySpec,
-    (pd, need): (Pd, Access),
+    (caller, need): (Caller, Access),
     direction: Direction,
     piece: &Piece,
     spans: &mut Vec<Span>,
 ) -> Result<(), Obstacle> {
-    let mut at = spec.authorize(pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
+    let mut at = spec.authorize(caller.pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
     let page = spec.pages.page_bytes();
     let mut done = 0;
     while done < piece.now {
@@ -101,12 +113,12 @@ fn pages(
 fn indirect(
     keys: &KeyTable,
     spec: &IndirectKeySpec,
-    (pd, need): (Pd, Access),
+    (caller, need): (Caller, Access),
     direction: Direction,
     piece: &Piece,
     spans: &mut Vec<Span>,
 ) -> Result<(), Obstacle> {
-    let mut at = spec.authorize(pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
+    let mut at = spec.authorize(caller.pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
     let mut done = 0;
     while done < piece.now {
         let (entry, offset) = spec.list.locate(at);
@@ -121,14 +133,10 @@ fn indirect(
             IndirectTarget::Key { key, address } => {
                 let rest = left.min(piece.rest - u64::from(done));
                 let inner = Piece { key, address: address.offset(offset), now, rest };
-                // What the peer may do is for the indirect key to say; the one below is used as a local key.
-                let need = match direction {
-                    Direction::Gather => Access::empty(),
-                    Direction::Scatter => Access::LOCAL_WRITE,
-                };
+                let need = direction.local();
                 let walked = keys.with(key, |target| match target {
-                    Target::Pages(spec) => pages(spec, (pd, need), direction, &inner, spans),
-                    Target::Indirect(_) => Err(Obstacle::Key(KeyViolation::Nested)),
+                    Target::Pages(spec) => pages(spec, (caller, need), direction, &inner, spans),
+                    Target::Indirect(_) | Target::Window(_) => Err(Obstacle::Key(KeyViolation::Nested)),
                 });
                 walked.map_err(Obstacle::Key)??;
             }
@@ -137,6 +145,24 @@ fn indirect(
         at += u64::from(now);
     }
     Ok(())
+}
+
+/// Through the part of a region that a memory window is bound to (IBTA volume 1, 10.6.7.2): the rights are the window's.
+fn window(
+    keys: &KeyTable,
+    bound: &BoundWindow,
+    (caller, need): (Caller, Access),
+    direction: Direction,
+    piece: &Piece,
+    spans: &mut Vec<Span>,
+) -> Result<(), Obstacle> {
+    let offset = bound.authorize(caller, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
+    let inner = Piece { key: bound.region, address: bound.in_region(offset), ..*piece };
+    let walked = keys.with(bound.region, |target| match target {
+        Target::Pages(spec) => pages(spec, (caller, direction.local()), direction, &inner, spans),
+        Target::Indirect(_) | Target::Window(_) => Err(Obstacle::Key(KeyViolation::Nested)),
+    });
+    walked.map_err(Obstacle::Key)?
 }
 
 /// Bytes that are together on the bus, cut where pages of host memory end.
@@ -197,10 +223,19 @@ fn vanished(keys: &KeyTable, pieces: &[Piece], mut done: usize) -> Obstacle {
     unreachable!("a span belongs to a piece")
 }
 
-/// The missing byte as the key below an indirect one names it: that is the key that software knows pages of.
+/// The missing byte as the key below an indirect one, or a window's region, names it: that is the key that software knows
+/// pages of.
 fn below(keys: &KeyTable, piece: &Piece, done: u32) -> Option<Obstacle> {
     let named = keys.with(piece.key, |target| {
-        let Target::Indirect(spec) = target else { return None };
+        let spec = match target {
+            Target::Pages(_) => return None,
+            Target::Indirect(spec) => spec,
+            Target::Window(bound) => {
+                let offset = piece.address.0 - bound.base().0 + u64::from(done);
+                let (key, address) = (bound.region, bound.in_region(offset));
+                return Some(Obstacle::Page { key, address, rest: piece.rest - u64::from(done) });
+            }
+        };
         let (entry, offset) = spec.list.locate(piece.address.0 - spec.address.0 + u64::from(done));
         let IndirectTarget::Key { key, address } = entry.target else { return None };
         let rest = (entry.length - offset).min(piece.rest - u64::from(done));

@@ -91,7 +91,7 @@ fn a_key_reaches_nothing_before_its_registration_after_its_end_and_by_an_old_nam
     reaches_nothing(&mut pair, &region, first);
     pair.b.hca.destroy_fast_key(first).expect("by any of its names");
     reaches_nothing(&mut pair, &region, next(first));
-    assert_eq!(pair.b.hca.destroy_fast_key(first), Err(UnknownKey { key: first }));
+    assert_eq!(pair.b.hca.destroy_fast_key(first), Err(UnknownKey { key: first }.into()));
 }
 
 #[test]
@@ -178,8 +178,8 @@ fn memory_that_does_not_fit_a_key_is_refused_before_any_request() {
     assert_eq!(hca.map_fast_key(key, FastMap { memory, ..map(&region) }), Err(short.into()));
     let ordinary = UnknownKey { key: region.key };
     assert_eq!(hca.map_fast_key(region.key, map(&region)), Err(ordinary.into()));
-    assert_eq!(hca.destroy_fast_key(region.key), Err(ordinary));
-    assert_eq!(hca.destroy_key(key).expect_err("another sort of key"), UnknownKey { key });
+    assert_eq!(hca.destroy_fast_key(region.key), Err(ordinary.into()));
+    assert_eq!(hca.destroy_key(key).expect_err("another sort of key"), UnknownKey { key }.into());
     let sges = [Sge { key, address: RegionAddr(0), length: 1 }];
     let request = SendRequest { local: &sges, ..SendRequest::register(1, key, ALL) };
     assert!(pair.b.qp().post_send(&request).is_err(), "a registration has no data");

@@ -10,4 +10,5 @@ mod rereg;
 mod threads;
 mod transfer;
 mod transport;
+mod window;
 mod world;

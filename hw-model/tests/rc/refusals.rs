@@ -74,7 +74,7 @@ fn a_destroyed_key_reaches_nothing() {
         let region = pair.b.region(SIZE);
         pair.b.hca.destroy_key(region.key).expect("a live key");
         let again = pair.b.hca.destroy_key(region.key).expect_err("it is gone");
-        assert_eq!(again, UnknownKey { key: region.key });
+        assert_eq!(again, UnknownKey { key: region.key }.into());
         (region.remote(0), SIZE)
     };
     refused(destroyed, Status::RemoteAccessError);

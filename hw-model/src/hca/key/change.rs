@@ -57,6 +57,14 @@ pub enum ReregKeyError {
     /// What it would become is not possible.
     #[error(transparent)]
     Spec(#[from] CreateKeyError),
+    /// Memory windows are bound to it (11.2.8.7).
+    #[error("{windows} memory windows are bound to {key:?}; they must be unbound or invalidated before")]
+    WindowsBound {
+        /// The key.
+        key: Key,
+        /// How many windows.
+        windows: usize,
+    },
 }
 
 impl KeyTable {

@@ -12,6 +12,7 @@
 //! kept the key of an earlier registration reaches nothing.
 
 use super::indirect::{IndirectKeySpec, IndirectList};
+use super::management::ManagementError;
 use super::table::KeyTable;
 use super::{Access, CreateKeyError, KeySpec, Target, UnknownKey};
 use crate::addr::RegionAddr;
@@ -73,23 +74,6 @@ pub enum MapKeyError {
     Spec(#[from] CreateKeyError),
 }
 
-/// Why a register or invalidate request failed. The queue pair is in error then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(in crate::hca) enum FastError {
-    #[error("{key:?} is not a key for fast registration")]
-    Unknown { key: Key },
-    #[error("{key:?} is in another protection domain")]
-    OtherPd { key: Key },
-    #[error("{key:?} is registered already")]
-    NotFree { key: Key },
-    #[error("{key:?} was given no memory")]
-    NotMapped { key: Key },
-    #[error("{key:?} is not registered, {current:?} is")]
-    OtherKeyByte { key: Key, current: Key },
-    #[error(transparent)]
-    Spec(#[from] CreateKeyError),
-}
-
 /// A key for fast registration, in its slot of the table.
 pub(super) struct FastKey {
     spec: FastKeySpec,
@@ -139,38 +123,26 @@ impl KeyTable {
     }
 
     /// Makes the mapped memory reachable by `key`, which may differ in its lowest byte from what it was, with `access`.
-    pub(in crate::hca) fn register_fast(&self, pd: Pd, key: Key, access: Access) -> Result<(), FastError> {
+    pub(in crate::hca) fn register_fast(
+        &self,
+        pd: Pd,
+        key: Key,
+        access: Access,
+    ) -> Result<(), ManagementError> {
         let register = |name: &mut Key, fast: &mut FastKey| {
             if fast.spec.pd != pd {
-                return Err(FastError::OtherPd { key });
+                return Err(ManagementError::OtherPd { key });
             }
             if fast.valid.is_some() {
-                return Err(FastError::NotFree { key });
+                return Err(ManagementError::NotFree { key });
             }
-            let target = fast.mapped.as_mut().ok_or(FastError::NotMapped { key })?;
+            let target = fast.mapped.as_mut().ok_or(ManagementError::NotMapped { key })?;
             target.set_access(access);
             target.check()?;
             fast.valid = fast.mapped.take();
             *name = key;
             Ok(())
         };
-        self.with_fast(key, register).unwrap_or(Err(FastError::Unknown { key }))
-    }
-
-    /// Ends the registration of `key`: look-ups that begin after this returns find nothing. A key that is not registered
-    /// stays so, which is no mistake (drivers/infiniband/sw/rxe/rxe_mr.c `rxe_invalidate_mr`).
-    pub(in crate::hca) fn invalidate_fast(&self, pd: Pd, key: Key) -> Result<(), FastError> {
-        let invalidate = |name: &mut Key, fast: &mut FastKey| {
-            if fast.spec.pd != pd {
-                return Err(FastError::OtherPd { key });
-            }
-            if *name != key {
-                return Err(FastError::OtherKeyByte { key, current: *name });
-            }
-            Ok(fast.valid.take())
-        };
-        // What it covered is freed after the locks of the table are.
-        drop(self.with_fast(key, invalidate).unwrap_or(Err(FastError::Unknown { key }))?);
-        Ok(())
+        self.with_fast(key, register).unwrap_or(Err(ManagementError::Unknown { key }))
     }
 }

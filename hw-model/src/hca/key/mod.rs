@@ -6,7 +6,9 @@
 mod change;
 mod fast;
 mod indirect;
+mod management;
 mod table;
+mod window;
 
 pub use change::{KeyChange, KeyMemory, ReregKeyError};
 pub use fast::{FastKeySpec, FastMap, FastMemory, MapKeyError};
@@ -14,12 +16,14 @@ pub use indirect::{
     IndirectEntry, IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget, MIN_INDIRECT_ENTRY,
 };
 pub(super) use table::KeyTable;
+pub(super) use window::BoundWindow;
+pub use window::{WindowKind, WindowSpec};
 
 use super::page_list::PageList;
 use super::pd::{Pd, PdError};
 use crate::addr::RegionAddr;
 use crate::sync::Arc;
-use crate::wire::Key;
+use crate::wire::{Key, Qpn};
 
 bitflags::bitflags! {
     /// What a key, or a queue pair's remote side, allows (IBTA volume 1, 10.6.3.1). Local reading always is.
@@ -42,6 +46,15 @@ bitflags::bitflags! {
         /// Peers may flush it to where it survives a loss of power (A19.4.1).
         const FLUSH_PERSISTENT = 1 << 9;
     }
+}
+
+impl Access {
+    /// All that a peer can be allowed to do.
+    pub(super) const REMOTE: Self = Self::REMOTE_WRITE
+        .union(Self::REMOTE_READ)
+        .union(Self::REMOTE_ATOMIC)
+        .union(Self::FLUSH_GLOBAL)
+        .union(Self::FLUSH_PERSISTENT);
 }
 
 /// What a new key covers.
@@ -111,6 +124,31 @@ pub struct UnknownKey {
     pub key: Key,
 }
 
+/// Why a key was not destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DestroyKeyError {
+    /// No such key.
+    #[error(transparent)]
+    Unknown(#[from] UnknownKey),
+    /// Memory windows are bound to it (11.2.8.5).
+    #[error("{windows} memory windows are bound to {key:?}; they must be unbound or invalidated before")]
+    WindowsBound {
+        /// The key.
+        key: Key,
+        /// How many windows.
+        windows: usize,
+    },
+}
+
+/// Whose request it is that uses a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    /// The queue pair's protection domain.
+    pub(super) pd: Pd,
+    /// The queue pair.
+    pub(super) qpn: Qpn,
+}
+
 /// Why a key does not allow an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyViolation {
@@ -129,6 +167,9 @@ pub enum KeyViolation {
     /// The key is for fast registration, and nothing is registered.
     #[error("nothing is registered for the key")]
     Free,
+    /// The key is a window that another queue pair has bound.
+    #[error("window of another queue pair")]
+    OtherQp,
     /// An entry of an indirect key names an indirect key.
     #[error("an indirect key over an indirect key")]
     Nested,
@@ -139,6 +180,7 @@ pub enum KeyViolation {
 pub(super) enum Target {
     Pages(KeySpec),
     Indirect(Box<IndirectKeySpec>),
+    Window(BoundWindow),
 }
 
 impl From<KeySpec> for Target {
@@ -158,6 +200,7 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.pd,
             Self::Indirect(spec) => spec.pd,
+            Self::Window(bound) => bound.pd,
         }
     }
 
@@ -165,6 +208,7 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.access = access,
             Self::Indirect(spec) => spec.access = access,
+            Self::Window(_) => unreachable!("a window is not registered"),
         }
     }
 
@@ -172,20 +216,22 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.check(),
             Self::Indirect(spec) => spec.check(),
+            Self::Window(_) => Ok(()),
         }
     }
 
     /// As [`KeySpec::authorize`].
     pub(super) fn authorize(
         &self,
-        pd: Pd,
+        caller: Caller,
         need: Access,
         address: RegionAddr,
         length: u64,
     ) -> Result<u64, KeyViolation> {
         match self {
-            Self::Pages(spec) => spec.authorize(pd, need, address, length),
-            Self::Indirect(spec) => spec.authorize(pd, need, address, length),
+            Self::Pages(spec) => spec.authorize(caller.pd, need, address, length),
+            Self::Indirect(spec) => spec.authorize(caller.pd, need, address, length),
+            Self::Window(bound) => bound.authorize(caller, need, address, length),
         }
     }
 }

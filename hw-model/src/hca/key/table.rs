@@ -8,7 +8,8 @@
 //! back, so the array stays clean however often keys come and go.
 
 use super::fast::{FastKey, FastKeySpec};
-use super::{CreateKeyError, KeySpec, KeyViolation, ReregKeyError, Target, UnknownKey};
+use super::window::{Bindings, Window};
+use super::{CreateKeyError, DestroyKeyError, KeySpec, KeyViolation, ReregKeyError, Target, UnknownKey};
 use crate::hca::pd::Pd;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock, zeroed_words};
@@ -26,29 +27,36 @@ const CHUNK: usize = 1024;
 type SlotCell = RwLock<Option<(Key, Held)>>;
 
 /// What a key of the table is.
-enum Held {
+pub(super) enum Held {
     /// A key that covers one thing from its making to its end.
     Region(Target),
     /// A key for fast registration.
     Fast(Box<FastKey>),
+    /// A memory window.
+    Window(Box<Window>),
 }
 
 /// The part of a key that software cannot choose: the upper 24 bits.
-fn index(key: Key) -> u32 {
+pub(super) fn index(key: Key) -> u32 {
     key.0 >> KEY_BYTE_BITS
 }
 
-/// The lowest bits of a key for fast registration are software's (IBTA volume 1, 10.6.3.3).
+/// A key of that index: any serves to find what has it.
+pub(super) fn of_index(index: u32) -> Key {
+    Key(index << KEY_BYTE_BITS)
+}
+
+/// The lowest bits of a key for fast registration, or of a window's, are software's (IBTA volume 1, 10.6.3.3).
 const KEY_BYTE_BITS: u32 = 8;
 
 pub(in crate::hca) struct KeyTable {
     words: Box<[AtomicU64]>,
     chunks: Box<[OnceLock<Box<[SlotCell]>>]>,
-    writer: Mutex<Writer>,
+    pub(super) writer: Mutex<Writer>,
     max: u32,
 }
 
-struct Writer {
+pub(super) struct Writer {
     random: ChaCha20Rng,
     free: Vec<u32>,
     made: u32,
@@ -57,8 +65,9 @@ struct Writer {
     quarantine: VecDeque<u32>,
     quarantined: HashMap<u32, u32>,
     quarantine_max: usize,
-    /// The slots of the keys for fast registration, by index: no other key has such an index.
-    fast: HashMap<u32, u32>,
+    /// The slots of the keys whose lowest byte is software's, by index: no other key has such an index.
+    indexed: HashMap<u32, u32>,
+    pub(super) bindings: Bindings,
 }
 
 impl Writer {
@@ -93,7 +102,8 @@ impl KeyTable {
             quarantine: VecDeque::new(),
             quarantined: HashMap::new(),
             quarantine_max: quarantine as usize,
-            fast: HashMap::new(),
+            indexed: HashMap::new(),
+            bindings: Bindings::default(),
         };
         Self {
             words: zeroed_words(words).unwrap_or_else(|| (0..words).map(|_| AtomicU64::new(EMPTY)).collect()),
@@ -116,7 +126,7 @@ impl KeyTable {
     }
 
     /// The store of the word is the last thing that happens.
-    fn insert(&self, held: Held) -> Result<Key, CreateKeyError> {
+    pub(super) fn insert(&self, held: Held) -> Result<Key, CreateKeyError> {
         let mut writer = self.writer.lock();
         let slot = match writer.free.pop() {
             Some(slot) => slot,
@@ -129,17 +139,17 @@ impl KeyTable {
             }
             None => return Err(CreateKeyError::TooMany { max: self.max }),
         };
-        let is_fast = matches!(held, Held::Fast(_));
+        let is_indexed = !matches!(held, Held::Region(_));
         let key = loop {
             let key = Key(writer.random.next_u32());
             // 0 and all ones are what uninitialised memory looks like; no one should reach memory by those.
             let plain = key.0 != 0 && key.0 != u32::MAX && !writer.quarantined.contains_key(&index(key));
-            if plain && !writer.fast.contains_key(&index(key)) && !self.is_taken(key, is_fast) {
+            if plain && !writer.indexed.contains_key(&index(key)) && !self.is_taken(key, is_indexed) {
                 break key;
             }
         };
-        if is_fast {
-            writer.fast.insert(index(key), slot);
+        if is_indexed {
+            writer.indexed.insert(index(key), slot);
         }
         *self.slot(slot).write() = Some((key, held));
         self.publish(key, slot);
@@ -163,22 +173,32 @@ impl KeyTable {
         self.words[at].store(u64::from(key.0) << 32 | u64::from(slot + 1), Ordering::Release);
     }
 
-    /// Hides `key`: a look-up that begins after this returns does not find it. `wanted` says which keys are meant.
+    /// Hides `key`: a look-up that begins after this returns does not find it. `wanted` says which keys are meant. Windows
+    /// that are bound over it end with it if `revoke`, and forbid it otherwise.
     pub(in crate::hca) fn destroy(
         &self,
         key: Key,
+        revoke: bool,
         wanted: impl Fn(&Target) -> bool,
-    ) -> Result<Target, UnknownKey> {
+    ) -> Result<Target, DestroyKeyError> {
+        let unknown = UnknownKey { key };
         let mut writer = self.writer.lock();
-        let (_, slot) = self.probe(key).ok_or(UnknownKey { key })?;
+        let (_, slot) = self.probe(key).ok_or(unknown)?;
         let meant = match &*self.slot(slot).read() {
             Some((_, Held::Region(target))) => wanted(target),
             _ => false,
         };
         if !meant {
-            return Err(UnknownKey { key });
+            return Err(unknown.into());
+        }
+        let windows = writer.bindings.over(key);
+        if windows > 0 && !revoke {
+            return Err(DestroyKeyError::WindowsBound { key, windows });
         }
         let gone = self.remove(&mut writer, key, slot);
+        if windows > 0 {
+            self.unbind_over(&mut writer, key);
+        }
         drop(writer);
         match gone {
             Some((_, Held::Region(target))) => Ok(target),
@@ -187,16 +207,28 @@ impl KeyTable {
     }
 
     /// Hides a key for fast registration, whatever its key byte and its state. Gives its protection domain.
-    pub(in crate::hca) fn destroy_fast(&self, key: Key) -> Result<Pd, UnknownKey> {
+    pub(in crate::hca) fn destroy_fast(&self, key: Key) -> Result<Pd, DestroyKeyError> {
         let mut writer = self.writer.lock();
-        let slot = writer.fast.remove(&index(key)).ok_or(UnknownKey { key })?;
-        let name = self.slot(slot).read().as_ref().map_or(key, |(name, _)| *name);
-        let gone = self.remove(&mut writer, name, slot);
-        drop(writer);
-        match gone {
-            Some((_, Held::Fast(fast))) => Ok(fast.pd()),
-            _ => unreachable!("the slots of fast keys are listed"),
+        let look = |name: &mut Key, held: &mut Held| match held {
+            Held::Fast(fast) => Some((*name, fast.pd())),
+            _ => None,
+        };
+        let (name, pd) = self.with_index(&writer, key, look).ok_or(UnknownKey { key })?;
+        let windows = writer.bindings.over(name);
+        if windows > 0 {
+            return Err(DestroyKeyError::WindowsBound { key, windows });
         }
+        let gone = self.remove_index(&mut writer, key);
+        drop(writer);
+        drop(gone);
+        Ok(pd)
+    }
+
+    /// Hides what has the index of `key`, which is there.
+    pub(super) fn remove_index(&self, writer: &mut Writer, key: Key) -> Option<(Key, Held)> {
+        let slot = writer.indexed.remove(&index(key))?;
+        let name = self.slot(slot).read().as_ref().map_or(key, |(name, _)| *name);
+        self.remove(writer, name, slot)
     }
 
     /// Puts what `becomes` makes of the region of `key` in its place. Gives what was there.
@@ -213,6 +245,10 @@ impl KeyTable {
             Some((_, Held::Region(Target::Pages(before)))) => becomes(before)?,
             _ => return Err(unknown.into()),
         };
+        let windows = writer.bindings.over(key);
+        if windows > 0 {
+            return Err(ReregKeyError::WindowsBound { key, windows });
+        }
         if let Some((_, Held::Region(Target::Pages(spec)))) = &mut *self.slot(slot).write() {
             std::mem::swap(spec, &mut after);
         }
@@ -236,30 +272,43 @@ impl KeyTable {
         }
     }
 
-    /// Runs `change` on the key for fast registration that has the index of `key`, and on its name, which may change in
-    /// its key byte. `change` allocates and frees nothing: engines wait for it in the epoch.
+    /// Runs `change` on the key for fast registration that has the index of `key`, and on its name, as
+    /// [`KeyTable::with_index`].
     pub(super) fn with_fast<R>(
         &self,
         key: Key,
         change: impl FnOnce(&mut Key, &mut FastKey) -> R,
     ) -> Option<R> {
-        let writer = self.writer.lock();
-        let slot = *writer.fast.get(&index(key))?;
+        let change = |name: &mut Key, held: &mut Held| match held {
+            Held::Fast(fast) => Some(change(name, fast)),
+            _ => None,
+        };
+        self.with_index(&self.writer.lock(), key, change)
+    }
+
+    /// Runs `change` on what has the index of `key`, a key whose lowest byte is software's, and on its name, which may
+    /// change in that byte. `change` allocates and frees nothing: engines wait for it in the epoch.
+    pub(super) fn with_index<R>(
+        &self,
+        writer: &Writer,
+        key: Key,
+        change: impl FnOnce(&mut Key, &mut Held) -> Option<R>,
+    ) -> Option<R> {
+        let slot = *writer.indexed.get(&index(key))?;
         let (before, after, result) = match &mut *self.slot(slot).write() {
-            Some((name, Held::Fast(fast))) => {
+            Some((name, held)) => {
                 let before = *name;
-                let result = change(name, fast);
+                let result = change(name, held);
                 (before, *name, result)
             }
-            _ => unreachable!("the slots of fast keys are listed"),
+            None => unreachable!("the slots of such keys are listed"),
         };
         if before != after {
             // In between neither name is found. Whoever has the old one is not the owner of the slot any more.
             self.withdraw(before);
             self.publish(after, slot);
         }
-        drop(writer);
-        Some(result)
+        result
     }
 
     /// Runs `use_it` on what `key` covers. Never allocates, never waits for more than a pointer move.
@@ -281,6 +330,9 @@ impl KeyTable {
             Some((owner, Held::Region(target))) if *owner == key => Ok(use_it(target)),
             Some((owner, Held::Fast(fast))) if *owner == key => {
                 fast.valid.as_ref().map(use_it).ok_or(KeyViolation::Free)
+            }
+            Some((owner, Held::Window(window))) if *owner == key => {
+                window.valid.as_ref().map(use_it).ok_or(KeyViolation::Free)
             }
             _ => Err(KeyViolation::Unknown),
         }

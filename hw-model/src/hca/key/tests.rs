@@ -20,6 +20,7 @@ fn address(target: &Target) -> u64 {
     match target {
         Target::Pages(spec) => spec.address.0,
         Target::Indirect(spec) => spec.address.0,
+        Target::Window(bound) => bound.base().0,
     }
 }
 
@@ -53,7 +54,7 @@ fn a_table_that_was_used_a_hundred_thousand_times_is_still_clean() {
     for turn in 0..100_000u64 {
         if live.len() == 8 {
             let key = live.swap_remove(turn as usize * 5 % 8);
-            table.destroy(key, |_| true).expect("live");
+            table.destroy(key, false, |_| true).expect("live");
             gone.push(key);
         }
         live.push(table.create(spec(pd, turn)).expect("room"));
@@ -88,9 +89,9 @@ proptest! {
                 let mut keys: Vec<_> = model.keys().copied().collect();
                 keys.sort();
                 let key = keys[which.index(keys.len())];
-                let target = table.destroy(key, |_| true).expect("live");
+                let target = table.destroy(key, false, |_| true).expect("live");
                 prop_assert_eq!(Some(address(&target)), model.remove(&key));
-                prop_assert_eq!(table.destroy(key, |_| true).expect_err("gone"), UnknownKey { key });
+                prop_assert_eq!(table.destroy(key, false, |_| true).expect_err("gone"), DestroyKeyError::Unknown(UnknownKey { key }));
             }
             for (key, number) in &model {
                 prop_assert_eq!(table.with(*key, address), Ok(*number));
@@ -132,7 +133,7 @@ fn look_ups_beside_changes_find_what_is_live_and_nothing_else() {
         });
         for turn in 0..20_000 {
             let keys: Vec<_> = (0..8).map(|_| table.create(spec(pd, 1000 + turn)).expect("room")).collect();
-            keys.into_iter().for_each(|key| drop(table.destroy(key, |_| true).expect("live")));
+            keys.into_iter().for_each(|key| drop(table.destroy(key, false, |_| true).expect("live")));
         }
         stop.store(true, crate::sync::atomic::Ordering::Relaxed);
     });
@@ -182,7 +183,7 @@ fn a_key_that_is_renamed_under_look_ups_leads_nobody_to_what_another_name_covers
             while round % 256 == 0 && found.load(Ordering::Relaxed) == before {
                 std::thread::yield_now();
             }
-            table.invalidate_fast(pd, key).expect("registered");
+            table.invalidate(Caller { pd, qpn: Qpn(2) }, key).expect("registered");
             assert!(table.with(key, address).is_err(), "an invalidated key leads somewhere");
         }
         done.store(true, Ordering::Relaxed);
@@ -210,7 +211,7 @@ fn a_look_up_beside_a_reregistration_sees_the_old_or_the_new_and_no_mixture() {
                     Target::Pages(spec) => {
                         spec.address.0 == spec.length && spec.length == spec.first_page_offset
                     }
-                    Target::Indirect(_) => false,
+                    Target::Indirect(_) | Target::Window(_) => false,
                 });
                 assert_eq!(agrees, Ok(true));
             }

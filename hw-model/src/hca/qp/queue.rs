@@ -3,7 +3,7 @@
 use super::{QpState, Transport};
 use crate::addr::RegionAddr;
 use crate::hca::cq::Ring;
-use crate::hca::key::Access;
+use crate::hca::key::{Access, Caller};
 use crate::hca::pd::Pd;
 use crate::hca::request::{Completion, Operation, PostError, RequestId, SendRequest, Sge, Status};
 use crate::hca::stats::Counters;
@@ -103,6 +103,11 @@ impl Shared {
         }
     }
 
+    /// As the keys know it.
+    pub(in crate::hca) fn caller(&self) -> Caller {
+        Caller { pd: self.pd, qpn: self.qpn }
+    }
+
     /// Puts requests into the queue, in order, until one is refused. True if the engine must be told.
     pub(super) fn post(&self, requests: &[SendRequest<'_>]) -> (usize, Option<PostError>, bool) {
         let mut taken = 0;
@@ -119,8 +124,8 @@ impl Shared {
 
     fn post_one(&self, request: &SendRequest<'_>) -> Result<(), PostError> {
         let operation = request.operation;
-        use Operation::{Invalidate, Read, Register, Write};
-        if !matches!(operation, Write(_) | Read(_) | Register { .. } | Invalidate { .. }) {
+        use Operation::{Bind, Invalidate, Read, Register, Write};
+        if !matches!(operation, Write(_) | Read(_) | Register { .. } | Bind(_) | Invalidate { .. }) {
             let transport = Transport::ReliableConnection;
             return Err(PostError::NotOfTransport { operation: operation.code(), transport });
         }

@@ -322,7 +322,7 @@ impl Responder {
                 .device
                 .keys
                 .with(reth.key, |spec| {
-                    spec.authorize(shared.pd, Access::REMOTE_READ, reth.address, u64::from(reth.length))
+                    spec.authorize(shared.caller(), Access::REMOTE_READ, reth.address, u64::from(reth.length))
                 })
                 .is_ok_and(|checked| checked.is_ok());
         if !authorized {

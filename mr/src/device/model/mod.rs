@@ -134,7 +134,7 @@ impl ModelDevice {
     fn withdraw_key(&self, key: Key) {
         // Held over both: a key that is given out again at once keeps its own region.
         let mut targets = self.targets.write();
-        let known = self.hca.destroy_key(key);
+        let known = self.hca.revoke_key(key);
         let target = targets.remove(&key);
         drop(targets);
         debug_assert!(known.is_ok(), "a region's key is destroyed once, by the region");

@@ -1,4 +1,5 @@
-//! Requests that send nothing: fast registration and local invalidation (IBTA volume 1, 10.6.4.4, 10.6.5, 10.8.3.3).
+//! Requests that send nothing: fast registration, binding and local invalidation (IBTA volume 1, 10.6.4.4, 10.6.5, 10.6.7,
+//! 10.8.3.3).
 //!
 //! They are carried out in their turn and once: going back to send again passes over what was done.
 
@@ -23,7 +24,8 @@ impl Requester {
         let keys = &context.device.keys;
         let result = match operation {
             Operation::Register { key, access } => keys.register_fast(shared.pd, key, access),
-            Operation::Invalidate { key } => keys.invalidate_fast(shared.pd, key),
+            Operation::Invalidate { key } => keys.invalidate(shared.caller(), key),
+            Operation::Bind(bind) => keys.bind(shared.caller(), &bind),
             _ => unreachable!("these are sent, or not taken"),
         };
         if let Err(error) = result {
