@@ -8,7 +8,7 @@ use hw_model::addr::{DmaAddr, PAGE_SIZE, RegionAddr, page_bytes};
 use hw_model::fault_plan::{FaultPlan, Point, Points};
 use hw_model::hca::{
     Access as Rights, CompletionQueue, FastKeySpec, FastMap, FastMemory, IndirectEntry, IndirectList,
-    IndirectTarget, KeyChange, Pd, QpSpec, SendRequest, Status,
+    IndirectTarget, Pd, QpSpec, SendRequest, Status,
 };
 use hw_model::sync::Arc;
 use mr::{Device, RegisterOptions};
@@ -199,12 +199,9 @@ fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row>
         let hca = near.hca();
         let objects = (hca.alloc_pd().expect("a domain"), hca.create_cq(16).expect("a queue"));
         run("fast registration", &mut || registers_fast(stand, (objects.0, &objects.1)));
-        run("rereg_key", &mut || {
-            let region = &stand.bed.near.region;
-            let change = KeyChange { access: Some(region.access()), ..KeyChange::default() };
-            hca.rereg_key(region.key(), change).map_err(|error| words(&error))?;
-            Ok(Box::new(()) as Made)
-        });
+        for (name, mut verb) in crate::object_verbs::all(stand, objects.0, &objects.1) {
+            run(name, &mut verb);
+        }
         let region = &stand.bed.near.region;
         for (name, want) in [
             ("advise, prefetch", Want::Fault(Access::Read)),

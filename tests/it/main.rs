@@ -8,6 +8,7 @@ mod dmabuf;
 mod fail_nth;
 mod gate;
 mod invariants;
+mod object_verbs;
 mod overlay;
 mod policies;
 mod races;

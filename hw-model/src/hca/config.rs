@@ -1,5 +1,6 @@
 //! What an HCA is built with.
 
+use super::attributes::PKeyTable;
 use super::time::AckTimeout;
 use crate::wire::RnrTimer;
 
@@ -48,8 +49,14 @@ impl PathMtu {
 pub struct Limits {
     /// Protection domains.
     pub pds: u32,
-    /// Memory keys.
+    /// Memory keys: of regions, of fast registration, and of memory windows, together.
     pub keys: u32,
+    /// Entries of a fast registration.
+    pub fast_entries: u32,
+    /// Address handles.
+    pub ahs: u32,
+    /// Bytes of device memory.
+    pub device_memory: u64,
     /// Completion queues.
     pub cqs: u32,
     /// Entries of one completion queue.
@@ -71,6 +78,9 @@ impl Default for Limits {
         Self {
             pds: 1 << 16,
             keys: 1 << 18,
+            fast_entries: 1 << 16,
+            ahs: 1 << 16,
+            device_memory: 1 << 20,
             cqs: 1 << 16,
             cq_entries: 1 << 20,
             qps: 1 << 16,
@@ -115,6 +125,8 @@ pub struct HcaConfig {
     pub micro_steps: bool,
     /// How many of each object there may be.
     pub limits: Limits,
+    /// The partition keys of its port.
+    pub pkeys: PKeyTable,
 }
 
 impl Default for HcaConfig {
@@ -134,6 +146,7 @@ impl Default for HcaConfig {
             callers_drive: true,
             micro_steps: false,
             limits: Limits::default(),
+            pkeys: PKeyTable::default(),
         }
     }
 }

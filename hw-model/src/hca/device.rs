@@ -48,6 +48,7 @@ pub struct Hca {
     pub(super) threads: AtomicU32,
     pub(super) pds: PdTable,
     cqs: AtomicU32,
+    pub(super) ahs: AtomicU32,
     qps: Mutex<QpNumbers>,
     origin: Instant,
 }
@@ -137,6 +138,7 @@ impl Hca {
             threads: AtomicU32::new(0),
             pds,
             cqs: AtomicU32::new(0),
+            ahs: AtomicU32::new(0),
             qps: Mutex::new(qps),
             origin: Instant::now(),
         }))
@@ -288,6 +290,7 @@ impl Hca {
             keys: self.device.keys.live(),
             cqs: u64::from(self.cqs.load(Ordering::Relaxed)),
             qps: self.qps.lock().live.len() as u64,
+            ahs: u64::from(self.ahs.load(Ordering::Relaxed)),
         }
     }
 

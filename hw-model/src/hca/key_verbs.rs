@@ -30,8 +30,12 @@ impl Hca {
     /// ([`Operation::Register`](super::Operation::Register)).
     ///
     /// # Errors
-    /// [`CreateKeyError::Pd`], [`CreateKeyError::TooMany`].
+    /// [`CreateKeyError::Pd`], [`CreateKeyError::TooMany`], [`CreateKeyError::TooManyEntries`].
     pub fn create_fast_key(&self, spec: FastKeySpec) -> Result<Key, CreateKeyError> {
+        let (entries, max) = (spec.max_entries, self.device.config.limits.fast_entries);
+        if entries > max {
+            return Err(CreateKeyError::TooManyEntries { entries, max });
+        }
         self.new_key(spec.pd, |keys| keys.create_fast(spec))
     }
 

@@ -19,6 +19,8 @@
 //!
 //! Lock order: engine, send queue, completion queue. Nothing is held, allocated or freed inside a burst (see `engine`).
 
+mod ah;
+mod attributes;
 mod config;
 mod cq;
 mod device;
@@ -37,6 +39,11 @@ mod stats;
 mod time;
 mod translate;
 
+pub use ah::{AddressHandle, CreateAhError};
+pub use attributes::{
+    AtomicScope, Capabilities, DeviceAttributes, ModerationCapabilities, OnDemandCapabilities,
+    OnDemandOperations, PKeyTable, PORT, PortAttributes, PortState, TableError,
+};
 pub use config::{HcaConfig, Limits, NewHcaError, PathMtu};
 pub use cq::{CompletionQueue, CreateCqError, Overrun};
 pub use device::Hca;

@@ -6,6 +6,8 @@ use crate::fault_plan::Point;
 pub const ALLOC_PD: Point = Point::fallible("hca.alloc_pd");
 /// Making a completion queue.
 pub const CREATE_CQ: Point = Point::fallible("hca.create_cq");
+/// Making an address handle.
+pub const CREATE_AH: Point = Point::fallible("hca.create_ah");
 /// Making a queue pair: its number.
 pub const CREATE_QP: Point = Point::fallible("hca.create_qp");
 /// Making a key, of any sort.
@@ -18,5 +20,5 @@ pub const FAULT_EVENT: Point = Point::fallible("hca.fault_event");
 pub const MEMORY_MANAGEMENT: Point = Point::fallible("hca.memory_management");
 
 /// All of them.
-pub const ALL: [Point; 7] =
-    [ALLOC_PD, CREATE_CQ, CREATE_QP, CREATE_KEY, REREG_KEY, FAULT_EVENT, MEMORY_MANAGEMENT];
+pub const ALL: [Point; 8] =
+    [ALLOC_PD, CREATE_CQ, CREATE_AH, CREATE_QP, CREATE_KEY, REREG_KEY, FAULT_EVENT, MEMORY_MANAGEMENT];

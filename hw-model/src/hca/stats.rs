@@ -113,4 +113,6 @@ pub struct LiveObjects {
     pub cqs: u64,
     /// Queue pairs.
     pub qps: u64,
+    /// Address handles.
+    pub ahs: u64,
 }

@@ -17,6 +17,11 @@ pub trait Link: Send + Sync {
     /// This port's address.
     fn address(&self) -> Gid;
 
+    /// All that packets for this port can be addressed to. The first is [`Link::address`].
+    fn addresses(&self) -> Vec<Gid> {
+        vec![self.address()]
+    }
+
     /// The largest payload a packet may have.
     fn max_payload(&self) -> usize;
 
@@ -39,6 +44,9 @@ pub trait Ingress: Send + Sync {
 impl<L: Link + ?Sized> Link for Arc<L> {
     fn address(&self) -> Gid {
         (**self).address()
+    }
+    fn addresses(&self) -> Vec<Gid> {
+        (**self).addresses()
     }
     fn max_payload(&self) -> usize {
         (**self).max_payload()

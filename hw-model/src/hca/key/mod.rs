@@ -108,6 +108,14 @@ pub enum CreateKeyError {
         /// Entries needed.
         needed: u64,
     },
+    /// A fast registration of more entries than the device takes.
+    #[error("a fast registration has at most {max} entries, {entries} were asked for")]
+    TooManyEntries {
+        /// Asked for.
+        entries: u32,
+        /// The device's limit.
+        max: u32,
+    },
     /// Remote writing or atomics without local writing (10.6.3.1).
     #[error("{access:?} needs LOCAL_WRITE as well")]
     NeedsLocalWrite {

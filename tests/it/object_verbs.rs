@@ -1,0 +1,75 @@
+//! The verbs of the HCA's smaller objects, each with every one of its fallible steps failing in turn; run by `fail_nth`.
+
+use crate::fail_nth::{Made, Stand};
+use hw_model::addr::PAGE_SIZE;
+use hw_model::hca::{
+    Access, AddressVector, CompletionQueue, KeyChange, KeySpec, Operation, PageList, Pd, QpSpec, SendRequest,
+    Status, WindowBind, WindowKind, WindowSpec,
+};
+use hw_model::sync::Arc;
+
+/// A verb under injection, and its name.
+pub type Verb<'a> = (&'static str, Box<dyn FnMut() -> Result<Made, String> + 'a>);
+
+fn words(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// All of them, for objects in `pd` that complete to `cq`.
+pub fn all<'a>(stand: &'a Stand, pd: Pd, cq: &'a Arc<CompletionQueue>) -> Vec<Verb<'a>> {
+    let hca = stand.bed.machine.near.hca();
+    let rereg = move || {
+        let region = &stand.bed.near.region;
+        let change = KeyChange { access: Some(region.access()), ..KeyChange::default() };
+        hca.rereg_key(region.key(), change).map_err(words)?;
+        Ok(Box::new(()) as Made)
+    };
+    let ah = move || {
+        let handle = hca.create_ah(pd, AddressVector::to(hca.gid())).map_err(words)?;
+        Ok(Box::new(handle) as Made)
+    };
+    vec![
+        ("rereg_key", Box::new(rereg)),
+        ("create_ah", Box::new(ah)),
+        ("bind_window, type 1", Box::new(move || binds(stand, (pd, cq), WindowKind::One))),
+        ("bind_window, type 2", Box::new(move || binds(stand, (pd, cq), WindowKind::TwoB))),
+    ]
+}
+
+/// A region and a window are made, the window is bound over the region and taken back with it.
+fn binds(stand: &Stand, (pd, cq): (Pd, &Arc<CompletionQueue>), kind: WindowKind) -> Result<Made, String> {
+    let hca = stand.bed.machine.near.hca();
+    let pages = Arc::new(PageList::new(1).expect("one entry"));
+    let address = hw_model::addr::RegionAddr(0);
+    let access = Access::WINDOW_BIND | Access::LOCAL_WRITE;
+    let spec = KeySpec { pd, access, address, length: PAGE_SIZE, first_page_offset: 0, pages };
+    let region = hca.create_key(spec).map_err(words)?;
+    let on_region = || {
+        let key = hca.alloc_window(WindowSpec { pd, kind }).map_err(words)?;
+        let bound = on_window(
+            stand,
+            (pd, cq),
+            WindowBind { key, region, address, length: 64, access: Access::REMOTE_READ },
+        );
+        hca.dealloc_window(key).expect("it is there, bound or not");
+        bound
+    };
+    let outcome = on_region();
+    hca.destroy_key(region).expect("no window is bound to it any more");
+    outcome
+}
+
+fn on_window(stand: &Stand, (pd, cq): (Pd, &Arc<CompletionQueue>), bind: WindowBind) -> Result<Made, String> {
+    let hca = stand.bed.machine.near.hca();
+    let qp = hca.create_qp(&QpSpec::new(pd, cq)).map_err(words)?;
+    qp.connect(qp.address()).expect("a fresh queue pair connects");
+    qp.post_send(&SendRequest::new(1, Operation::Bind(bind), &[])).map_err(words)?;
+    let mut ended = Vec::new();
+    while cq.poll(&mut ended, 1).expect("no overrun") == 0 {
+        assert!(cq.wait(stand.patience), "a posted request never ended");
+    }
+    match ended[0].status {
+        Status::Success => Ok(Box::new(()) as Made),
+        failed => Err(format!("{failed:?}")),
+    }
+}
