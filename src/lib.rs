@@ -4,6 +4,7 @@ pub mod demo;
 pub mod machine;
 pub mod mixed;
 pub mod route;
+pub mod run;
 #[cfg(test)]
 mod schema;
 pub mod sim;

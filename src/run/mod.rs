@@ -1,0 +1,101 @@
+//! `anypage run`: starts a program with our libibverbs in the place of the system's.
+//!
+//! No root, no kernel module, no file installed: the dynamic linker finds the library through LD_LIBRARY_PATH, and the
+//! library finds what is asked of it in the environment.
+
+mod environment;
+mod library;
+mod program;
+
+use clap::{Args as ClapArgs, ValueEnum};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub use library::LibraryError;
+pub use program::ProgramError;
+
+/// How the program learns that its memory changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RungChoice {
+    /// Every call that takes pages away is bracketed.
+    Exact,
+    /// userfaultfd tells.
+    Events,
+    /// Mappings are compared before each burst.
+    Poll,
+}
+
+impl RungChoice {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Events => "events",
+            Self::Poll => "poll",
+        }
+    }
+}
+
+/// The options of `anypage run`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Args {
+    /// RDMA devices that the program sees.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=16))]
+    devices: u32,
+    /// The strongest way of learning of changes of memory that is tried; weaker ones are fallen back to, and named.
+    #[arg(long, value_enum, default_value_t = RungChoice::Exact)]
+    rung: RungChoice,
+    /// Prints what to set by hand instead of starting anything.
+    #[arg(long)]
+    print_env: bool,
+    /// The program and its arguments.
+    #[arg(last = true, value_name = "PROGRAM", required_unless_present = "print_env")]
+    program: Vec<OsString>,
+}
+
+/// Why a program was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no library to start it with.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// The program itself.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+impl RunError {
+    /// 2 for a wrong command line, 3 for a machine that cannot do it.
+    fn status(&self) -> u8 {
+        match self {
+            Self::Library(_) => 3,
+            Self::Program(_) => 2,
+        }
+    }
+}
+
+/// Runs the command. Where it can, the program takes the place of this process, and its exit status is the program's.
+#[must_use]
+pub fn main(args: &Args) -> ExitCode {
+    match start(args) {
+        Ok(code) => code,
+        Err(error) => {
+            anstream::eprintln!("anypage run: {error}");
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn start(args: &Args) -> Result<ExitCode, RunError> {
+    let program = args.program.first().map(|name| program::find(name)).transpose()?;
+    let node = program::private_node(program.as_deref());
+    let library = library::provide(node)?;
+    let variables = environment::variables(args, &library);
+    if args.print_env {
+        for (name, value) in &variables {
+            anstream::println!("export {name}={}", environment::quoted(value));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(path) = program else { return Ok(ExitCode::SUCCESS) };
+    Err(program::replace(&path, &args.program, &variables).into())
+}

@@ -1,0 +1,154 @@
+//! Protection domains and regions (ibv_alloc_pd(3), ibv_reg_mr(3), ibv_advise_mr(3)).
+//!
+//! Unsafe island. Invariant: pointers to objects are ones that this library gave; memory that is registered is vouched for
+//! by the program that registers it: the C contract of `ibv_reg_mr` is that of `UserRange::from_raw`.
+#![allow(unsafe_code)]
+
+use super::device::context;
+use crate::abi::number::*;
+use crate::abi::*;
+use crate::errno::{Errno, code, minus_one, pointer};
+use crate::handle::{array, behind, give, read, take};
+use crate::objects::{Mr, Pd, advise};
+use hw_model::addr::{VirtAddr, VirtRange};
+use hw_model::sync::Arc;
+use odp::space::UserRange;
+use std::ffi::{c_int, c_uint, c_void};
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_alloc_pd(of: *mut IbvContext) -> *mut IbvPd {
+    pointer(|| {
+        // SAFETY: the contract of libibverbs.
+        let pd = Pd::new(unsafe { context(of) }?)?;
+        Ok(give(IbvPd { context: of, handle: 0 }, pd))
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_dealloc_pd(pd: *mut IbvPd) -> c_int {
+    code(|| {
+        // SAFETY: the contract of libibverbs.
+        let inner = unsafe { behind(pd) }?;
+        if Arc::strong_count(inner) > 1 {
+            return Err(Errno::BUSY);
+        }
+        // SAFETY: as above; it is not used any more.
+        drop(unsafe { take(pd) });
+        Ok(())
+    })
+}
+
+/// Registers memory of the process.
+///
+/// # Safety
+/// That of `ibv_reg_mr`.
+unsafe fn register(
+    pd: *mut IbvPd,
+    addr: *mut c_void,
+    length: usize,
+    iova: u64,
+    access: c_uint,
+) -> *mut IbvMr {
+    pointer(|| {
+        // SAFETY: the contract of libibverbs.
+        let inner = unsafe { behind(pd) }?;
+        let range = VirtRange::new(VirtAddr(addr as u64), length as u64).ok_or(Errno::INVAL)?;
+        let space = Arc::clone(&inner.context.process.space) as _;
+        // SAFETY: the program vouches for what it registers.
+        let memory = unsafe { UserRange::from_raw(space, range) };
+        let mr = Mr::register(inner, &memory, iova, access)?;
+        // SAFETY: as above.
+        let context = unsafe { read(pd) }?.context;
+        let key = mr.region().key().0;
+        Ok(give(IbvMr { context, pd, addr, length, handle: key, lkey: key, rkey: key }, mr))
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_reg_mr(
+    pd: *mut IbvPd,
+    addr: *mut c_void,
+    length: usize,
+    access: c_int,
+) -> *mut IbvMr {
+    // SAFETY: the contract is the same.
+    unsafe { register(pd, addr, length, addr as u64, access.cast_unsigned()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_reg_mr_iova(
+    pd: *mut IbvPd,
+    addr: *mut c_void,
+    length: usize,
+    iova: u64,
+    access: c_int,
+) -> *mut IbvMr {
+    // SAFETY: the contract is the same.
+    unsafe { register(pd, addr, length, iova, access.cast_unsigned()) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_reg_mr_iova2(
+    pd: *mut IbvPd,
+    addr: *mut c_void,
+    length: usize,
+    iova: u64,
+    access: c_uint,
+) -> *mut IbvMr {
+    // SAFETY: the contract is the same.
+    unsafe { register(pd, addr, length, iova, access) }
+}
+
+/// Not there yet.
+#[unsafe(no_mangle)]
+extern "C" fn ibv_reg_dmabuf_mr(
+    _pd: *mut IbvPd,
+    _offset: u64,
+    _length: usize,
+    _iova: u64,
+    _fd: c_int,
+    _access: c_int,
+) -> *mut IbvMr {
+    pointer(|| Err(Errno::NOTSUPP))
+}
+
+/// Not there yet: the region stays as it is.
+#[unsafe(no_mangle)]
+extern "C" fn ibv_rereg_mr(
+    _mr: *mut IbvMr,
+    _flags: c_int,
+    _pd: *mut IbvPd,
+    _addr: *mut c_void,
+    _length: usize,
+    _access: c_int,
+) -> c_int {
+    minus_one(|| Err(Errno::NOTSUPP))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_dereg_mr(mr: *mut IbvMr) -> c_int {
+    code(|| {
+        // SAFETY: the contract of libibverbs.
+        unsafe { behind(mr) }?;
+        // SAFETY: as above; it is not used any more.
+        drop(unsafe { take(mr) });
+        Ok(())
+    })
+}
+
+pub(super) unsafe extern "C" fn advise_mr(
+    pd: *mut IbvPd,
+    advice: c_int,
+    flags: u32,
+    list: *mut IbvSge,
+    count: u32,
+) -> c_int {
+    code(|| {
+        // SAFETY: the contract of libibverbs.
+        let (pd, ranges) = (unsafe { behind(pd) }?, unsafe { array(list, count as usize) }?);
+        if flags & !IBV_ADVISE_MR_FLAG_FLUSH != 0 {
+            return Err(Errno::NOTSUPP);
+        }
+        advise(pd, advice, ranges)
+    })
+}

@@ -1,0 +1,305 @@
+//! What a device and its port are (ibv_query_device(3), ibv_query_port(3), ibv_query_gid_ex(3)).
+//!
+//! Unsafe island. Invariant: every struct that is filled in is the program's, as long as it says.
+#![allow(unsafe_code)]
+
+use super::device::{chars, context};
+use crate::abi::number::*;
+use crate::abi::*;
+use crate::errno::{Errno, code, minus_one};
+use crate::handle::{write, write_part, zeros};
+use crate::objects::Context;
+use crate::process::{device_guid, device_name, settings};
+use std::ffi::{c_int, c_uint, c_void};
+
+/// What `ibv_query_port` of old fills in: all but the newest fields.
+const OLD_PORT_ATTR: usize = 48;
+/// Entries of the GID table. The first is in use.
+const GIDS: c_int = 4;
+/// No IEEE vendor: `any` in ASCII.
+const VENDOR: u32 = 0x61_6e_79;
+/// The full-membership default partition.
+const PKEY: u16 = 0xffff;
+
+fn number(value: u32) -> c_int {
+    c_int::try_from(value).unwrap_or(c_int::MAX)
+}
+
+fn attributes(context: &Context) -> IbvDeviceAttr {
+    let limits = &context.device.hca().config().limits;
+    let zeros: IbvDeviceAttr = zeros();
+    IbvDeviceAttr {
+        fw_ver: chars(env!("CARGO_PKG_VERSION")),
+        node_guid: device_guid(context.index).to_be(),
+        sys_image_guid: device_guid(context.index).to_be(),
+        max_mr_size: context.device.dma().max_region(),
+        page_size_cap: 4096,
+        vendor_id: VENDOR,
+        vendor_part_id: 1,
+        hw_ver: 1,
+        max_qp: number(limits.qps),
+        max_qp_wr: number(limits.send_requests),
+        device_cap_flags: IBV_DEVICE_CURR_QP_STATE_MOD
+            | IBV_DEVICE_SYS_IMAGE_GUID
+            | IBV_DEVICE_RC_RNR_NAK_GEN,
+        max_sge: number(limits.sges),
+        max_sge_rd: number(limits.sges),
+        max_cq: number(limits.cqs),
+        max_cqe: number(limits.cq_entries),
+        max_mr: number(limits.keys),
+        max_pd: number(limits.pds),
+        max_qp_rd_atom: number(limits.reads),
+        max_res_rd_atom: number(limits.reads.saturating_mul(limits.qps)),
+        max_qp_init_rd_atom: number(limits.reads),
+        max_ah: number(limits.qps),
+        max_pkeys: 1,
+        local_ca_ack_delay: 15,
+        phys_port_cnt: 1,
+        ..zeros
+    }
+}
+
+fn attributes_ex(context: &Context) -> IbvDeviceAttrEx {
+    let zeros: IbvDeviceAttrEx = zeros();
+    let rc = IBV_ODP_SUPPORT_WRITE | IBV_ODP_SUPPORT_READ;
+    IbvDeviceAttrEx {
+        orig_attr: attributes(context),
+        odp_caps: IbvOdpCaps {
+            general_caps: IBV_ODP_SUPPORT,
+            per_transport_caps: PerTransportCaps { rc_odp_caps: rc, uc_odp_caps: 0, ud_odp_caps: 0 },
+        },
+        device_cap_flags_ex: attributes(context).device_cap_flags.into(),
+        phys_port_cnt_ex: 1,
+        ..zeros
+    }
+}
+
+fn port(context: &Context) -> IbvPortAttr {
+    let zeros: IbvPortAttr = zeros();
+    IbvPortAttr {
+        state: IBV_PORT_ACTIVE,
+        max_mtu: IBV_MTU_4096,
+        active_mtu: IBV_MTU_4096,
+        gid_tbl_len: GIDS,
+        port_cap_flags: IBV_PORT_IP_BASED_GIDS,
+        max_msg_sz: context.device.hca().config().limits.message_bytes,
+        pkey_tbl_len: 1,
+        max_vl_num: 1,
+        // 4 lanes of 25 Gb/s, link up: what perftest and others print and compute with.
+        active_width: 2,
+        active_speed: 32,
+        phys_state: 5,
+        link_layer: IBV_LINK_LAYER_ETHERNET,
+        flags: IBV_QPF_GRH_REQUIRED,
+        ..zeros
+    }
+}
+
+fn one_port(number: u32) -> Result<(), Errno> {
+    if number == 1 { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+/// The GID at an index: zeros where none is.
+fn gid(context: &Context, port: u32, index: u32) -> Result<IbvGid, Errno> {
+    one_port(port)?;
+    match index {
+        0 => Ok(IbvGid { raw: context.gid() }),
+        _ if index < GIDS.cast_unsigned() => Ok(IbvGid { raw: [0; 16] }),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+/// A file of sysfs as our device would have it; other devices' are read.
+pub(super) fn sysfs(directory: &str, file: &str) -> Result<String, Errno> {
+    let ours = (0..settings().devices).find(|index| {
+        let (name, verbs) = (device_name(*index), format!("/sys/class/infiniband_verbs/uverbs{index}"));
+        directory == format!("/sys/class/infiniband/{name}") || directory == verbs
+    });
+    let Some(index) = ours else { return Ok(std::fs::read_to_string(format!("{directory}/{file}"))?) };
+    let guid = device_guid(index).to_be_bytes();
+    let guid: Vec<String> = guid.chunks(2).map(|pair| format!("{:02x}{:02x}", pair[0], pair[1])).collect();
+    match file {
+        "board_id" | "hca_type" => Ok("anypage".to_owned()),
+        "fw_ver" => Ok(env!("CARGO_PKG_VERSION").to_owned()),
+        "node_guid" | "sys_image_guid" => Ok(guid.join(":")),
+        "node_type" => Ok("1: CA".to_owned()),
+        "ibdev" => Ok(device_name(index)),
+        "abi_version" => Ok("1".to_owned()),
+        "ports/1/gid_attrs/types/0" => Ok("RoCE v2".to_owned()),
+        "ports/1/link_layer" => Ok("Ethernet".to_owned()),
+        _ => Err(Errno::NOENT),
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_query_device(of: *mut IbvContext, attr: *mut IbvDeviceAttr) -> c_int {
+    code(|| {
+        // SAFETY: the contract of libibverbs.
+        let context = unsafe { context(of) }?;
+        // SAFETY: as above.
+        unsafe { write(attr, attributes(context)) }
+    })
+}
+
+pub(super) unsafe extern "C" fn query_device_ex(
+    of: *mut IbvContext,
+    input: *const c_void,
+    attr: *mut IbvDeviceAttrEx,
+    size: usize,
+) -> c_int {
+    code(|| {
+        // `struct ibv_query_device_ex_input` is one mask, of which nothing is defined.
+        // SAFETY: NULL or that struct.
+        if !input.is_null() && unsafe { crate::handle::read(input.cast::<u32>()) }? != 0 {
+            return Err(Errno::INVAL);
+        }
+        if size < size_of::<IbvDeviceAttr>() {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: the contract of libibverbs.
+        let context = unsafe { context(of) }?;
+        // SAFETY: as above.
+        unsafe { write_part(attr, size, attributes_ex(context)) }
+    })
+}
+
+pub(super) unsafe extern "C" fn query_port(
+    of: *mut IbvContext,
+    port_number: u8,
+    attr: *mut IbvPortAttr,
+    size: usize,
+) -> c_int {
+    code(|| {
+        one_port(port_number.into())?;
+        // SAFETY: the contract of libibverbs.
+        let context = unsafe { context(of) }?;
+        // SAFETY: as above.
+        unsafe { write_part(attr, size, port(context)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_query_port(of: *mut IbvContext, port_number: u8, attr: *mut IbvPortAttr) -> c_int {
+    // SAFETY: the contract of libibverbs; the old struct has so many bytes.
+    unsafe { query_port(of, port_number, attr, OLD_PORT_ATTR) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_query_gid(
+    of: *mut IbvContext,
+    port_number: u8,
+    index: c_int,
+    into: *mut IbvGid,
+) -> c_int {
+    minus_one(|| {
+        let index = u32::try_from(index).map_err(|_| Errno::INVAL)?;
+        // SAFETY: the contract of libibverbs.
+        let context = unsafe { context(of) }?;
+        // SAFETY: as above.
+        unsafe { write(into, gid(context, port_number.into(), index)?) }?;
+        Ok(0)
+    })
+}
+
+fn entry(context: &Context, port: u32, index: u32) -> Result<IbvGidEntry, Errno> {
+    let gid = gid(context, port, index)?;
+    if gid.raw == [0; 16] {
+        return Err(Errno::NODATA);
+    }
+    let gid_type = IBV_GID_TYPE_ROCE_V2;
+    Ok(IbvGidEntry { gid, gid_index: index, port_num: port, gid_type, ndev_ifindex: LOOPBACK })
+}
+
+/// The index of the loopback interface on Linux.
+const LOOPBACK: u32 = 1;
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _ibv_query_gid_ex(
+    of: *mut IbvContext,
+    port_number: u32,
+    index: u32,
+    into: *mut IbvGidEntry,
+    flags: u32,
+    size: usize,
+) -> c_int {
+    code(|| {
+        if flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: the contract of libibverbs.
+        let entry = entry(unsafe { context(of) }?, port_number, index)?;
+        // SAFETY: as above.
+        unsafe { write_part(into, size, entry) }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _ibv_query_gid_table(
+    of: *mut IbvContext,
+    into: *mut IbvGidEntry,
+    room: usize,
+    flags: u32,
+    size: usize,
+) -> isize {
+    let failed = |error: Errno| -(error.0 as isize);
+    let mut entries = 0;
+    let outcome = code(|| {
+        if flags != 0 || room == 0 {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: the contract of libibverbs.
+        let entry = entry(unsafe { context(of) }?, 1, 0)?;
+        // SAFETY: as above; there is room for one.
+        unsafe { write_part(into, size, entry) }?;
+        entries = 1;
+        Ok(())
+    });
+    if outcome == 0 { entries } else { failed(Errno(outcome)) }
+}
+
+/// Private, but `ibv_devinfo` and pyverbs use it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_query_gid_type(
+    of: *mut IbvContext,
+    port_number: u8,
+    index: c_uint,
+    into: *mut c_uint,
+) -> c_int {
+    minus_one(|| {
+        // SAFETY: the contract of libibverbs.
+        gid(unsafe { context(of) }?, port_number.into(), index)?;
+        // SAFETY: as above.
+        unsafe { write(into, IBV_GID_TYPE_SYSFS_ROCE_V2) }?;
+        Ok(0)
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_query_pkey(
+    of: *mut IbvContext,
+    port_number: u8,
+    index: c_int,
+    into: *mut u16,
+) -> c_int {
+    minus_one(|| {
+        one_port(port_number.into())?;
+        // SAFETY: the contract of libibverbs.
+        unsafe { context(of) }?;
+        if index != 0 {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: as above.
+        unsafe { write(into, PKEY.to_be()) }?;
+        Ok(0)
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_get_pkey_index(of: *mut IbvContext, port_number: u8, pkey: u16) -> c_int {
+    minus_one(|| {
+        one_port(port_number.into())?;
+        // SAFETY: the contract of libibverbs.
+        unsafe { context(of) }?;
+        if u16::from_be(pkey) == PKEY { Ok(0) } else { Err(Errno::INVAL) }
+    })
+}

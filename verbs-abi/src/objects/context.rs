@@ -1,0 +1,46 @@
+//! An open device.
+
+use crate::errno::Errno;
+use crate::process::Process;
+use hw_model::sync::Arc;
+use mr::device::model::ModelDevice;
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use std::ffi::c_int;
+
+/// An open device. What is made from it holds it.
+pub(crate) struct Context {
+    pub(crate) process: Arc<Process>,
+    pub(crate) device: Arc<ModelDevice>,
+    pub(crate) index: usize,
+    /// Readable when something happened to the device or its objects: nothing does yet.
+    events: OwnedFd,
+    /// Programs may look at, duplicate and hand over the descriptor of a device; ours is good for nothing else.
+    command: OwnedFd,
+}
+
+impl Context {
+    /// Opens a device by its number.
+    pub(crate) fn open(index: usize) -> Result<Arc<Self>, Errno> {
+        let process = Process::get()?;
+        let device = process.device(index)?;
+        let command = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let command = command.map_err(std::io::Error::from)?;
+        let events =
+            rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
+        Ok(Arc::new(Self { process, device, index, events, command }))
+    }
+
+    /// Its GID, in network byte order.
+    pub(crate) fn gid(&self) -> [u8; 16] {
+        self.device.hca().gid().0.to_be_bytes()
+    }
+
+    pub(crate) fn event_fd(&self) -> c_int {
+        self.events.as_raw_fd()
+    }
+
+    pub(crate) fn command_fd(&self) -> c_int {
+        self.command.as_raw_fd()
+    }
+}

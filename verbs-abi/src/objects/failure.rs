@@ -1,0 +1,81 @@
+//! What libibverbs would say to the errors of the house.
+
+use crate::errno::Errno;
+use hw_model::hca::{CreateKeyError, PdError};
+use mr::device::{AdviseError, RegisterError};
+use mr::{MapRegionError, PublishError};
+use odp::fault::FaultFailure;
+
+/// Leaves what an error number cannot say in the log, and gives the number.
+fn said(error: &dyn std::error::Error, number: Errno) -> Errno {
+    tracing::debug!(%error, errno = number.0, "refused");
+    number
+}
+
+impl From<PdError> for Errno {
+    fn from(error: PdError) -> Self {
+        said(
+            &error,
+            match error {
+                PdError::InUse { .. } => Self::BUSY,
+                PdError::TooMany { .. } => Self::NOMEM,
+                PdError::Unknown { .. } => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<CreateKeyError> for Errno {
+    fn from(error: CreateKeyError) -> Self {
+        said(
+            &error,
+            match error {
+                CreateKeyError::TooMany { .. } => Self::NOMEM,
+                _ => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<RegisterError> for Errno {
+    fn from(error: RegisterError) -> Self {
+        match error {
+            RegisterError::Key(error) => error.into(),
+            RegisterError::Map(error) => error.into(),
+        }
+    }
+}
+
+impl From<MapRegionError> for Errno {
+    fn from(error: MapRegionError) -> Self {
+        said(
+            &error,
+            match error {
+                MapRegionError::Empty => Self::INVAL,
+                MapRegionError::TooLong { .. } | MapRegionError::PageList(_) | MapRegionError::Iova(_) => {
+                    Self::NOMEM
+                }
+                MapRegionError::Watch(_) => Self::FAULT,
+                MapRegionError::Pages(error) => error.into(),
+            },
+        )
+    }
+}
+
+impl From<FaultFailure<PublishError>> for Errno {
+    fn from(error: FaultFailure<PublishError>) -> Self {
+        // ib_umem_get and hmm_range_fault say EFAULT for memory that is not there, or not writable as asked.
+        said(&error, Self::FAULT)
+    }
+}
+
+impl From<AdviseError> for Errno {
+    fn from(error: AdviseError) -> Self {
+        match error {
+            AdviseError::OutOfRange { .. } => said(&error, Self::FAULT),
+            AdviseError::NotWritable => said(&error, Self::PERM),
+            AdviseError::Deregistered => said(&error, Self::INVAL),
+            AdviseError::Pages(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What the environment asks for. `anypage run` sets these; `anypage run --print-env` says how to set them by hand.
+
+use odp::space::Rung;
+use std::ffi::OsString;
+
+/// Devices that there are.
+pub(crate) const DEVICES: &str = "ANYPAGE_DEVICES";
+/// `exact`, `events` or `poll`: the strongest way of learning of changes of memory that is tried.
+pub(crate) const RUNG: &str = "ANYPAGE_RUNG";
+
+/// Most devices of a process.
+const MOST_DEVICES: usize = 16;
+
+/// What the environment asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) devices: usize,
+    pub(crate) rung: Rung,
+}
+
+impl Settings {
+    pub(crate) fn from_environment() -> Self {
+        Self::from_variables(|name| std::env::var_os(name))
+    }
+
+    /// A value that makes no sense is said on standard error, and the default holds: a library has no better place.
+    fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let text = |name| variable(name).map(|value| value.to_string_lossy().into_owned());
+        let devices = match text(DEVICES) {
+            None => 1,
+            Some(value) => match value.parse() {
+                Ok(count) if count <= MOST_DEVICES => count,
+                _ => {
+                    complain(&format!("{DEVICES}={value} is not a number from 0 to {MOST_DEVICES}; 1 it is"));
+                    1
+                }
+            },
+        };
+        let rung = match text(RUNG).as_deref() {
+            None | Some("events") => Rung::Events,
+            Some("exact") => Rung::Exact,
+            Some("poll") => Rung::Poll,
+            Some(value) => {
+                complain(&format!("{RUNG}={value} is none of exact, events, poll; events it is"));
+                Rung::Events
+            }
+        };
+        Self { devices, rung }
+    }
+}
+
+/// Says something to whoever started the program.
+pub(crate) fn complain(what: &str) {
+    eprintln!("anypage: {what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(variables: &[(&str, &str)]) -> Settings {
+        Settings::from_variables(|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    #[test]
+    fn an_empty_environment_gives_one_device_and_changes_nothing_in_the_process() {
+        let expected = Settings { devices: 1, rung: Rung::Events };
+        assert_eq!(settings(&[]), expected);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_heard() {
+        let heard = settings(&[(DEVICES, "3"), (RUNG, "exact")]);
+        assert_eq!(heard, Settings { devices: 3, rung: Rung::Exact });
+    }
+
+    #[test]
+    fn nonsense_leaves_the_default() {
+        for value in ["-1", "17", "many", ""] {
+            assert_eq!(settings(&[(DEVICES, value)]).devices, 1, "{value}");
+        }
+        assert_eq!(settings(&[(RUNG, "best")]).rung, Rung::Events);
+    }
+}
