@@ -27,6 +27,8 @@ const ISLANDS: &[&str] = &[
     "odp/src/space/process/tests.rs",
     "odp/src/space/process/view.rs",
     "odp/src/space/user_range.rs",
+    "odp/tests/conformance/memory.rs",
+    "odp/tests/conformance/refuse.rs",
     "odp/tests/process/exact.rs",
     "odp/tests/process/mapped.rs",
     "odp/tests/notifier_allocations.rs",

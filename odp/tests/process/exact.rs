@@ -29,6 +29,7 @@ extern "C" fn before_main() {
     if std::env::var_os(EXACT).is_some() {
         INSTALLED.get_or_init(Exact::install);
     }
+    crate::refused::before_main();
 }
 
 // SAFETY: the loader calls what is listed in this section, with arguments that the function may ignore.
@@ -44,7 +45,7 @@ pub fn installed() -> Option<Exact> {
 /// This binary again, on the exact rung, with one test or all of them. A process on the exact rung has no second one below
 /// it, so this is for the process that the tests began in.
 fn again(test: Option<&str>, variable: &str) -> Option<Output> {
-    if is_child() || installed().is_some() {
+    if is_child() || installed().is_some() || crate::refused::is_refused() {
         return None;
     }
     let run = |test: Option<&str>, variable: &str| {

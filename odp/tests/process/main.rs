@@ -7,6 +7,9 @@ mod kinds;
 mod mapped;
 mod monitor_allocations;
 mod race;
+#[path = "../conformance/refuse.rs"]
+mod refuse;
+mod refused;
 mod unprivileged;
 
 use std::process::{Command, Output};
