@@ -15,7 +15,7 @@ use crate::bus::{DmaPort, MAX_SLOTS};
 use crate::fault_plan::Points;
 use crate::link::{Ingress, Link};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{Arc, Mutex};
+use crate::sync::{Arc, Mutex, Weak};
 use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn};
 use crossbeam::sync::Parker;
 use hashbrown::HashSet;
@@ -60,13 +60,35 @@ struct QpNumbers {
 }
 
 /// The receiving side: every packet to the mailbox of the engine that has its queue pair.
-struct Inbox(Arc<[Mailbox]>);
+struct Inbox {
+    mailboxes: Arc<[Mailbox]>,
+    /// To run its engines on the thread that delivers.
+    hca: Weak<Hca>,
+}
+
+impl Inbox {
+    fn leave(&self, packet: Packet) -> &Mailbox {
+        let mailbox = &self.mailboxes[packet.destination_qp.0 as usize % self.mailboxes.len()];
+        mailbox.leave(|mail| mail.packets.push_back(packet));
+        mailbox
+    }
+}
 
 impl Ingress for Inbox {
     fn deliver(&self, packet: Packet) {
-        let mailbox = &self.0[packet.destination_qp.0 as usize % self.0.len()];
-        mailbox.leave(|mail| mail.packets.push_back(packet));
-        mailbox.wake();
+        self.leave(packet).wake();
+    }
+    fn deliver_all(&self, packets: &mut Vec<Packet>) {
+        for packet in packets.drain(..) {
+            self.leave(packet);
+        }
+        let driven = self.hca.upgrade().filter(|hca| hca.device.config.callers_drive);
+        for (index, mailbox) in self.mailboxes.iter().enumerate().filter(|(_, mailbox)| mailbox.has_mail()) {
+            match &driven {
+                Some(hca) => hca.drive(index),
+                None => mailbox.wake(),
+            }
+        }
     }
 }
 
@@ -128,10 +150,9 @@ impl Hca {
         });
         let engine = |(index, slot)| Mutex::new(Engine::new(Arc::clone(&device), index, slot));
         let engines = slots.into_iter().enumerate().map(engine).collect();
-        device.link.attach(Arc::new(Inbox(mailboxes)));
         let pds = PdTable::new(config.limits.pds);
         let qps = QpNumbers { live: HashSet::new(), last: random.next_u32(), random };
-        Ok(Arc::new(Self {
+        let hca = Arc::new(Self {
             device,
             engines,
             parkers: Mutex::new(parkers),
@@ -141,7 +162,9 @@ impl Hca {
             ahs: AtomicU32::new(0),
             qps: Mutex::new(qps),
             origin: Instant::now(),
-        }))
+        });
+        hca.device.link.attach(Arc::new(Inbox { mailboxes, hca: Arc::downgrade(&hca) }));
+        Ok(hca)
     }
 
     /// What it was built with, the path MTU capped to what the link carries.

@@ -98,6 +98,12 @@ impl Engine {
 
     /// Does a bounded amount of work.
     pub(super) fn step(&mut self, now: Time) -> Step {
+        let step = self.work(now);
+        self.device.link.flush();
+        step
+    }
+
+    fn work(&mut self, now: Time) -> Step {
         self.device.counters[self.index].steps.add(1);
         let micro = self.device.config.micro_steps;
         if self.pending.is_some() {

@@ -2,7 +2,7 @@
 
 use super::{Ingress, Link};
 use crate::sync::{Arc, Mutex};
-use crate::wire::{Gid, Packet};
+use crate::wire::{Gid, Packet, Qpn};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::VecDeque;
@@ -111,6 +111,12 @@ impl<L: Link> Link for FaultyLink<L> {
         for packet in out {
             self.inner.send(packet);
         }
+    }
+    fn flush(&self) {
+        self.inner.flush();
+    }
+    fn congested(&self, peer: Gid, qp: Qpn) {
+        self.inner.congested(peer, qp);
     }
 }
 

@@ -5,12 +5,16 @@
 
 mod faulty;
 mod loopback;
+#[cfg(not(any(loom, shuttle)))]
+mod udp;
 
 pub use faulty::{FaultyLink, LossCounts, LossRates};
 pub use loopback::{Fabric, FabricPort};
+#[cfg(not(any(loom, shuttle)))]
+pub use udp::{OpenUdpError, UdpConfig, UdpCounts, UdpLink};
 
 use crate::sync::Arc;
-use crate::wire::{Gid, Packet};
+use crate::wire::{Gid, Packet, Qpn};
 
 /// One port of a link, owned by one HCA.
 pub trait Link: Send + Sync {
@@ -31,14 +35,28 @@ pub trait Link: Send + Sync {
     /// Nobody takes packets here any more: what arrives is dropped. Called when the HCA goes.
     fn detach(&self);
 
-    /// Sends a packet to `packet.destination`. Best effort, never blocks.
+    /// Sends a packet to `packet.destination`. Best effort, never blocks. It may wait for [`Link::flush`].
     fn send(&self, packet: Packet);
+
+    /// Whoever sent has no more at the moment: what waits goes out. Never blocks.
+    fn flush(&self) {}
+
+    /// What queue pair `qp` of `peer` sends here met congestion on its way: it is to be told (A17.9.3).
+    fn congested(&self, peer: Gid, qp: Qpn) {
+        let _ = (peer, qp);
+    }
 }
 
 /// The receiving side of an HCA.
 pub trait Ingress: Send + Sync {
     /// Queues a packet for the engine that serves its queue pair, and wakes that engine. Never blocks.
     fn deliver(&self, packet: Packet);
+
+    /// Queues packets that arrived together. The calling thread may be made to run engines with them; it holds no lock that
+    /// sending takes.
+    fn deliver_all(&self, packets: &mut Vec<Packet>) {
+        packets.drain(..).for_each(|packet| self.deliver(packet));
+    }
 }
 
 impl<L: Link + ?Sized> Link for Arc<L> {
@@ -59,5 +77,11 @@ impl<L: Link + ?Sized> Link for Arc<L> {
     }
     fn send(&self, packet: Packet) {
         (**self).send(packet);
+    }
+    fn flush(&self) {
+        (**self).flush();
+    }
+    fn congested(&self, peer: Gid, qp: Qpn) {
+        (**self).congested(peer, qp);
     }
 }

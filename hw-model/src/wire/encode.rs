@@ -32,6 +32,23 @@ pub struct Tail {
 impl Head {
     const EMPTY: Self = Self { bytes: [0; MAX_HEAD], length: 0 };
 
+    /// All of a congestion notification for queue pair `to`: that what it sends meets congestion (A17.9.3).
+    #[must_use]
+    pub fn congestion(to: Qpn) -> Self {
+        let mut head = Self::EMPTY;
+        head.put(Bth {
+            opcode: CNP,
+            flags: 0,
+            pkey: PKey::DEFAULT.0.into(),
+            congestion: BECN,
+            destination_qp: U24::new(to.0),
+            ack_request: 0,
+            psn: U24::new(0),
+        });
+        head.put(CnpPadding { reserved: [0; 16] });
+        head
+    }
+
     /// The headers of `packet`.
     #[must_use]
     pub fn of(packet: &Packet) -> Self {
@@ -118,6 +135,15 @@ impl Head {
 }
 
 impl Tail {
+    /// Nothing.
+    pub const EMPTY: Self = Self { bytes: [0; MAX_PADDING + ICRC_BYTES], length: 0 };
+
+    /// Bytes of what comes after a payload of `length` bytes.
+    #[must_use]
+    pub const fn bytes_after(length: usize) -> usize {
+        padding(length) + ICRC_BYTES
+    }
+
     /// What comes after `payload`, which comes after `head`. `identification` is that of the IPv4 header it will have.
     #[must_use]
     pub fn of(flow: &Flow, identification: u16, head: &Head, payload: &[u8]) -> Self {
@@ -158,23 +184,6 @@ pub fn encode(packet: &Packet, flow: &Flow, identification: u16, out: &mut Vec<u
     out.extend_from_slice(head.bytes());
     out.extend_from_slice(&packet.payload);
     out.extend_from_slice(Tail::of(flow, identification, &head, &packet.payload).bytes());
-}
-
-/// Appends the contents of the UDP datagram that tells queue pair `to` that what it sends meets congestion (A17.9.3).
-pub fn encode_congestion(to: Qpn, flow: &Flow, identification: u16, out: &mut Vec<u8>) {
-    let mut head = Head::EMPTY;
-    head.put(Bth {
-        opcode: CNP,
-        flags: 0,
-        pkey: PKey::DEFAULT.0.into(),
-        congestion: BECN,
-        destination_qp: U24::new(to.0),
-        ack_request: 0,
-        psn: U24::new(0),
-    });
-    head.put(CnpPadding { reserved: [0; 16] });
-    out.extend_from_slice(head.bytes());
-    out.extend_from_slice(Tail::of(flow, identification, &head, &[]).bytes());
 }
 
 /// Appends the IP and UDP headers of a datagram whose content is `content`, and the content. `identification` is for IPv4.

@@ -20,7 +20,7 @@ mod parse;
 mod payload;
 mod psn;
 
-pub use encode::{Head, Tail, encode, encode_congestion, encode_datagram};
+pub use encode::{Head, Tail, encode, encode_datagram};
 pub use extended::{Aeth, AtomicEth, Deth, Feth, NakCode, Placement, Reth, Selectivity, Service, Syndrome};
 pub use header::{Header, Position};
 pub use icrc::{Flow, gid_of, ip_of};

@@ -18,6 +18,14 @@ impl GlobalRoute {
     pub const DEFAULT: Self = Self { flow_label: 0, traffic_class: 0, hop_limit: 64 };
 }
 
+impl GlobalRoute {
+    /// Whether a router marked the packet because of congestion (RFC 3168, the two lower bits).
+    #[must_use]
+    pub const fn met_congestion(&self) -> bool {
+        self.traffic_class & 3 == 3
+    }
+}
+
 impl Default for GlobalRoute {
     fn default() -> Self {
         Self::DEFAULT

@@ -11,5 +11,6 @@ mod rereg;
 mod threads;
 mod transfer;
 mod transport;
+mod udp;
 mod window;
 mod world;

@@ -2,9 +2,10 @@
 
 use hw_model::addr::RegionAddr;
 use hw_model::wire::{
-    Aeth, AtomicEth, Checked, Content, Deth, Feth, Flow, Gid, GlobalRoute, Header, Identification, Immediate,
-    Key, NakCode, PKey, Packet, PayloadPool, Placement, Psn, QKey, Qpn, Reth, RnrTimer, Selectivity, Service,
-    Srqn, Syndrome, check_icrc, encode, encode_congestion, encode_datagram, gid_of, parse, parse_datagram,
+    Aeth, AtomicEth, Checked, Content, Deth, Feth, Flow, Gid, GlobalRoute, Head, Header, Identification,
+    Immediate, Key, NakCode, PKey, Packet, PayloadPool, Placement, Psn, QKey, Qpn, Reth, RnrTimer,
+    Selectivity, Service, Srqn, Syndrome, Tail, check_icrc, encode, encode_datagram, gid_of, parse,
+    parse_datagram,
 };
 
 const VECTORS: &str = include_str!("vectors.txt");
@@ -153,7 +154,9 @@ fn a_congestion_notification_is_what_scapy_says_it_is() {
     let gid = |text: &str| -> Gid { gid_of(text.parse().expect("an address")) };
     let flow = Flow::between(gid("10.0.0.1"), gid("10.0.0.2"), 0xc123).expect("one family");
     let (mut content, mut whole) = (Vec::new(), Vec::new());
-    encode_congestion(Qpn(0x0a_0b0c), &flow, 0x1234, &mut content);
+    let head = Head::congestion(Qpn(0x0a_0b0c));
+    content.extend_from_slice(head.bytes());
+    content.extend_from_slice(Tail::of(&flow, 0x1234, &head, &[]).bytes());
     encode_datagram(&flow, 0x1234, GlobalRoute::DEFAULT, &content, &mut whole);
     assert_eq!(hex(&whole), hex(&vector("congestion")));
     let found = parse(&flow, GlobalRoute::DEFAULT, &content);

@@ -248,6 +248,9 @@ impl Core {
         }
         let Some(route) = &self.route else { return Next::Nothing };
         context.counters.packets_received.add(1);
+        if packet.route.met_congestion() {
+            context.device.link.congested(route.peer.gid, route.peer.qpn);
+        }
         let next = if !packet.header.is_response() {
             self.responder.receive(packet, route, &self.shared, context)
         } else if self.state == QpState::ReadyToSend {
