@@ -5,11 +5,13 @@
 
 mod faulty;
 mod loopback;
+mod pcap;
 #[cfg(not(any(loom, shuttle)))]
 mod udp;
 
-pub use faulty::{FaultyLink, LossCounts, LossRates};
+pub use faulty::{FaultyLink, LossCounts, LossRates, LossRule, PacketDirection, PacketKinds};
 pub use loopback::{Fabric, FabricPort};
+pub use pcap::PcapLink;
 #[cfg(not(any(loom, shuttle)))]
 pub use udp::{OpenUdpError, UdpConfig, UdpCounts, UdpLink};
 

@@ -190,7 +190,7 @@ fn memory_that_does_not_fit_a_key_is_refused_before_any_request() {
 fn requests_posted_together_are_carried_out_in_order_whatever_is_lost() {
     for seed in 0..40 {
         let fabric = Fabric::new();
-        let rates = LossRates { drop: 90, duplicate: 60, reorder: 60 };
+        let rates = LossRates { drop: 90, duplicate: 60, reorder: 60, ..LossRates::default() };
         let [a, b] = [fabric.port(), fabric.port()].map(|port| Box::new(FaultyLink::new(port, rates, seed)));
         let config = HcaConfig { path_mtu: PathMtu::new(256).expect("an MTU"), retry_count: 100, ..config() };
         let mut pair = Pair::over(config, a, b);

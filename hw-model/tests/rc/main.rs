@@ -6,6 +6,7 @@ mod epoch;
 mod fast;
 mod faults;
 mod indirect;
+mod links;
 mod refusals;
 mod rereg;
 mod threads;

@@ -38,7 +38,7 @@ proptest! {
         micro_steps: bool, faults: bool,
     ) {
         let fabric = Fabric::new();
-        let rates = LossRates { drop, duplicate, reorder };
+        let rates = LossRates { drop, duplicate, reorder, ..LossRates::default() };
         let ends = [fabric.port(), fabric.port()].map(|port| Box::new(FaultyLink::new(port, rates, seed)));
         let [a, b] = ends;
         let mut pair = Pair::over(HcaConfig { micro_steps, retry_count: 100, ..small_packets() }, a, b);
@@ -96,7 +96,7 @@ proptest! {
 fn heavy_loss_is_survived_by_retrying_and_the_link_really_lost() {
     let fabric = Fabric::new();
     let config = HcaConfig { retry_count: 100, ..small_packets() };
-    let rates = LossRates { drop: 200, duplicate: 100, reorder: 100 };
+    let rates = LossRates { drop: 200, duplicate: 100, reorder: 100, ..LossRates::default() };
     let link = Arc::new(FaultyLink::new(fabric.port(), rates, 7));
     let mut pair = Pair::over(config, Box::new(Arc::clone(&link)), Box::new(fabric.port()));
     let (local, remote) = (pair.a.region(100_000), pair.b.region(100_000));

@@ -16,6 +16,10 @@ const RECEIVE_BYTES: usize = 1 << 16;
 /// Room for control messages: three numbers, each with its header.
 const CONTROL_BYTES: usize = 128;
 
+/// Bytes before the value of a control message: its length (8), level (4) and type (4), as in `struct cmsghdr`.
+const CONTROL_HEADER: usize = size_of::<libc::cmsghdr>();
+const _: () = assert!(CONTROL_HEADER == 16, "a 64-bit system");
+
 /// Datagrams to one address, all of `segment` bytes but the last, which may be shorter.
 #[derive(Debug)]
 pub(super) struct Message<'a> {
@@ -91,15 +95,13 @@ impl SendBuffers {
 fn fill_control(control: &mut Control, message: &Message<'_>) -> usize {
     let mut at = 0;
     let mut put = |level: i32, kind: i32, value: &[u8]| {
-        let align = size_of::<usize>();
-        let length = size_of::<libc::cmsghdr>() + value.len();
-        let header = libc::cmsghdr { cmsg_len: length, cmsg_level: level, cmsg_type: kind };
-        assert!(at + length.next_multiple_of(align) <= CONTROL_BYTES, "room for three numbers");
-        // SAFETY: the assertion says that header and value fit; `at` is a multiple of eight, as the array begins with one.
-        unsafe { control.0.as_mut_ptr().add(at).cast::<libc::cmsghdr>().write(header) };
-        let from = at + size_of::<libc::cmsghdr>();
-        control.0[from..from + value.len()].copy_from_slice(value);
-        at += length.next_multiple_of(align);
+        let length = CONTROL_HEADER + value.len();
+        let message = &mut control.0[at..at + length];
+        message[..8].copy_from_slice(&length.to_ne_bytes());
+        message[8..12].copy_from_slice(&level.to_ne_bytes());
+        message[12..16].copy_from_slice(&kind.to_ne_bytes());
+        message[CONTROL_HEADER..].copy_from_slice(value);
+        at += length.next_multiple_of(size_of::<usize>());
     };
     let (class, limit) = (i32::from(message.traffic_class), i32::from(message.hop_limit));
     if message.destination.is_ipv4() {
@@ -254,17 +256,18 @@ impl ReceiveBuffers {
 /// Reads what the kernel said beside the bytes.
 fn read_control(control: &Control, length: usize, received: &mut Received<'_>) {
     let control = &control.0[..length.min(CONTROL_BYTES)];
-    let header_bytes = size_of::<libc::cmsghdr>();
     let mut at = 0;
-    while let Some(raw) = control.get(at..at + header_bytes) {
-        // SAFETY: so many bytes are there, and a header is made of integers. It may be unaligned.
-        let header = unsafe { raw.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
-        let Some(value) = control.get(at + header_bytes..at + header.cmsg_len.max(header_bytes)) else {
+    while let Some((header, rest)) = control[at..].split_first_chunk::<CONTROL_HEADER>() {
+        let (words, _) = header.as_chunks::<4>();
+        let (length, _) = header.as_chunks::<8>();
+        let length = usize::from_ne_bytes(length[0]);
+        let (level, kind) = (i32::from_ne_bytes(words[2]), i32::from_ne_bytes(words[3]));
+        let Some(value) = length.checked_sub(CONTROL_HEADER).and_then(|bytes| rest.get(..bytes)) else {
             return;
         };
         let byte = value.first().copied().unwrap_or_default();
         let number = value.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
-        match (header.cmsg_level, header.cmsg_type) {
+        match (level, kind) {
             (libc::IPPROTO_IP, libc::IP_TOS) => received.traffic_class = byte,
             (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
                 received.hop_limit = number.unwrap_or_default() as u8;
@@ -278,7 +281,7 @@ fn read_control(control: &Control, length: usize, received: &mut Received<'_>) {
             }
             _ => {}
         }
-        at += header.cmsg_len.max(header_bytes).next_multiple_of(size_of::<usize>());
+        at = (at + length.next_multiple_of(size_of::<usize>())).min(control.len());
     }
 }
 
