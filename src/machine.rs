@@ -7,7 +7,7 @@ use hw_model::hca::{AckTimeout, HcaConfig};
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::link::Fabric;
 use hw_model::sync::Arc;
-use mr::device::model::{ModelConfig, ModelDevice};
+use mr::device::model::{FaultPolicy, ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
 use mr::{CompletionQueue, Device, ProtectionDomain, QueuePair, Region, RegisterOptions};
 use odp::space::UserRange;
@@ -28,6 +28,8 @@ pub struct MachineConfig {
     pub points: Points,
     /// Whether the devices have threads; else they move in steps.
     pub threads: bool,
+    /// How page faults are answered.
+    pub faults: FaultPolicy,
 }
 
 impl Default for MachineConfig {
@@ -36,7 +38,7 @@ impl Default for MachineConfig {
         // on a busy machine: wait for it (1.07 s, seven times) rather than send again.
         let ack_timeout = AckTimeout::from_code(18).expect("five bits");
         let hca = HcaConfig { ack_timeout, ..HcaConfig::default() };
-        Self { seed: 1, iommu: true, hca, points: Points::OFF, threads: true }
+        Self { seed: 1, iommu: true, hca, points: Points::OFF, threads: true, faults: FaultPolicy::default() }
     }
 }
 
@@ -99,6 +101,7 @@ fn hca(
     let model = ModelConfig {
         hca: HcaConfig { seed: config.seed.wrapping_add(index), ..config.hca },
         dma: DmaConfig { points, ..DmaConfig::default() },
+        faults: config.faults,
     };
     let link = fabric.port();
     Ok(if config.threads {

@@ -12,7 +12,7 @@ pub mod points;
 mod region;
 pub mod rw;
 
-pub use device::{CompletionQueue, Device, ProtectionDomain, QueuePair, Region, RegisterOptions};
+pub use device::{CompletionQueue, Device, Flush, ProtectionDomain, QueuePair, Region, RegisterOptions};
 pub use region::{
     CounterValues, MapEntry, MapRegionError, MapRun, Mode, PublishError, RegionReport, Teardown,
 };

@@ -7,4 +7,5 @@
 pub mod fault;
 pub mod notifier;
 pub mod page;
+pub mod prefetch;
 pub mod space;

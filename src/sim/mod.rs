@@ -21,6 +21,7 @@ mod checks;
 pub mod choices;
 pub mod command;
 mod counts;
+mod faults;
 pub mod memory;
 mod network;
 mod programs;

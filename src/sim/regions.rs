@@ -3,9 +3,9 @@
 use super::Broken;
 use super::world::{Place, Slot, World};
 use hw_model::addr::{PAGE_SIZE, RegionAddr, VirtAddr, VirtRange};
-use hw_model::hca::Access as Rights;
+use hw_model::hca::{Access as Rights, Sge};
 use mr::device::RegisterError;
-use mr::{MapRegionError, Region, RegisterOptions, Teardown};
+use mr::{Flush, MapRegionError, ProtectionDomain, Region, RegisterOptions, Teardown};
 use odp::fault::{Progress, Want};
 use odp::space::{Access, WatchError};
 
@@ -175,6 +175,9 @@ impl World {
         let offset = self.choices.between(0, place.len - 1);
         let len = 1 + self.choices.between(0, (place.len - offset - 1).min(20 * PAGE_SIZE));
         let want = self.choices.of(&[Want::Fault(Access::Read), Want::Fault(Access::Write), Want::Snapshot]);
+        if self.choices.chance(300) {
+            return self.advise_by_key(index, offset, len, want);
+        }
         let advice = self.regions[index].region.begin_advise(offset, len, want);
         self.note(|| format!("advise {want:?} {len} at {offset} of {place:?}: {}", advice.is_ok()));
         match advice {
@@ -184,6 +187,16 @@ impl World {
             }
             Err(_) => self.counts.one("advice that was refused"),
         }
+    }
+
+    /// Advice about a piece by its key, which nobody waits for.
+    fn advise_by_key(&mut self, index: usize, offset: u64, len: u64, want: Want) {
+        let Slot { place, region } = &self.regions[index];
+        let address = region.address().offset(offset);
+        let piece = Sge { key: region.key(), address, length: len as u32 };
+        let advised = self.devices[place.device].pd.advise(want, Flush::No, &[piece]);
+        self.note(|| format!("advise {want:?} {piece:?}: {advised:?}"));
+        self.counts.one(if advised.is_ok() { "advice by key" } else { "advice that was refused" });
     }
 
     pub(super) fn step_some_advice(&mut self) -> Result<(), Broken> {

@@ -82,7 +82,7 @@ impl World {
             && self.advices.is_empty()
             && self.teardowns.is_empty()
             && self.retired.is_empty()
-            && self.devices.iter().all(|dev| dev.jobs.is_empty() && dev.device.hca().faults().is_empty())
+            && self.devices.iter().all(|dev| !dev.has_faults() && dev.prefetches.is_empty())
     }
 
     /// A step of everything; whether anything moved.
@@ -100,6 +100,10 @@ impl World {
             moved |= self.take_fault(device);
             for job in (0..self.devices[device].jobs.len()).rev() {
                 moved |= self.step_fault(device, job);
+            }
+            moved |= self.take_prefetch(device);
+            for job in (0..self.devices[device].prefetches.len()).rev() {
+                moved |= self.step_prefetch(device, job);
             }
         }
         for host in &self.hosts {

@@ -16,8 +16,9 @@ use hw_model::hca::{AckTimeout, HcaConfig, PathMtu, Time};
 use hw_model::iommu::{Domain, DomainConfig, IotlbConfig};
 use hw_model::sync::Arc;
 use mr::device::Device;
-use mr::device::model::{ModelConfig, ModelDevice};
+use mr::device::model::{FaultPolicy, ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
+use odp::prefetch::PrefetchPolicy;
 use odp::space::dmabuf::BarPart;
 use odp::space::sim::{
     DeviceKind, DeviceMemoryId, FaultMode, MapRequest, ObjectId, Protection, Residence, SimConfig, SimHost,
@@ -237,13 +238,16 @@ impl World {
         let routes = [0, 1, 2].map(|provider| port.peer_route(ProviderId(provider)));
         let reaches_peers =
             routes.iter().all(|route| route.is_some_and(|route| route != PeerRoute::NotSupported));
-        let config = ModelConfig { hca, dma: DmaConfig { points, ..DmaConfig::default() } };
+        let dma = DmaConfig { points, ..DmaConfig::default() };
+        let faults = some_policy(choices);
+        let config = ModelConfig { hca, dma, faults };
         let link = self.network.port();
         let device = setup(ModelDevice::stepped(&name, port, link, config))?;
         let pd = setup(device.alloc_model_pd())?;
         let cq = setup(Arc::clone(&device).create_cq(4096))?;
         self.hosts[host].devices.push(index);
-        self.devices.push(Dev { host, device, pd, cq, plan, asleep: None, reaches_peers, jobs: Vec::new() });
+        let (jobs, prefetches) = (Vec::new(), Vec::new());
+        self.devices.push(Dev { host, device, pd, cq, plan, asleep: None, reaches_peers, jobs, prefetches });
         Ok(())
     }
 
@@ -353,4 +357,15 @@ impl World {
             ended_badly: Vec::new(),
         })
     }
+}
+
+/// How a device answers its faults. Windows are a few pages: so are the regions.
+fn some_policy(choices: &mut Choices) -> FaultPolicy {
+    let prefetch = choices.of(&[
+        PrefetchPolicy::Off,
+        PrefetchPolicy::Fixed { window: 3 * PAGE_SIZE },
+        PrefetchPolicy::Adaptive { first: PAGE_SIZE, most: 16 * PAGE_SIZE },
+        PrefetchPolicy::ADAPTIVE,
+    ]);
+    FaultPolicy { neighbours: choices.of(&[0, 4 * PAGE_SIZE, 16 * PAGE_SIZE]), prefetch }
 }

@@ -10,7 +10,7 @@ use hw_model::bus::Drain;
 use hw_model::fault_plan::FaultPlan;
 use hw_model::hca::{Key, Step, Time};
 use hw_model::sync::Arc;
-use mr::device::model::{Advice, FaultJob, ModelDevice, ModelPd, ModelRegion, Registration};
+use mr::device::model::{Advice, FaultJob, ModelDevice, ModelPd, ModelRegion, PrefetchJob, Registration};
 use mr::{CompletionQueue, QueuePair, Teardown};
 use odp::space::sim::{DeviceMemoryId, ObjectId, SimHost, SimOp, SimSpace};
 use std::collections::BTreeMap;
@@ -55,9 +55,16 @@ pub struct Dev {
     pub(super) reaches_peers: bool,
     /// Page faults being handled.
     pub(super) jobs: Vec<FaultJob>,
+    /// Prefetches being carried out.
+    pub(super) prefetches: Vec<PrefetchJob>,
 }
 
 impl Dev {
+    /// Whether page faults wait for software.
+    pub(super) fn has_faults(&self) -> bool {
+        !self.jobs.is_empty() || !self.device.hca().faults().is_empty()
+    }
+
     /// Failures injected so far.
     pub(super) fn injected(&self) -> u64 {
         self.plan.as_ref().map_or(0, |plan| plan.fired().iter().map(|(_, fired)| fired).sum())
@@ -150,6 +157,7 @@ pub enum Action {
     Engine,
     Deliver,
     Fault,
+    Prefetch,
     Change,
     ChangeOn,
     Parked,
@@ -186,6 +194,7 @@ impl Swarm {
             (Action::Engine, 600),
             (Action::Deliver, 240),
             (Action::Fault, 150),
+            (Action::Prefetch, 60),
             (Action::ChangeOn, 60),
             (Action::Parked, 25),
             (Action::RegisterOn, 110),
@@ -282,6 +291,7 @@ impl World {
             Action::Engine => self.step_some_engine()?,
             Action::Deliver => self.deliver(),
             Action::Fault => self.step_some_fault(),
+            Action::Prefetch => self.step_some_prefetch(),
             Action::Change => self.begin_change()?,
             Action::ChangeOn => self.step_some_change()?,
             Action::Parked => self.poll_parked(),
@@ -379,7 +389,7 @@ impl World {
 
     // Engines, packets, time.
 
-    fn wakes(&self, device: usize) -> bool {
+    pub(super) fn wakes(&self, device: usize) -> bool {
         match self.devices[device].asleep {
             None => true,
             Some(wake_at) => wake_at.is_some_and(|at| at <= self.now),
@@ -447,57 +457,8 @@ impl World {
 
     /// Whether something could happen without waiting for it.
     fn somebody_could_act(&self) -> bool {
-        let busy = |dev: &Dev| !dev.jobs.is_empty() || !dev.device.hca().faults().is_empty();
         self.network.next_due().is_some_and(|due| due <= self.now)
-            || (0..self.devices.len()).any(|device| self.wakes(device) || busy(&self.devices[device]))
-    }
-
-    // Page faults.
-
-    fn step_some_fault(&mut self) {
-        let count = self.devices.len();
-        let Some(device) = self.choices.index(count) else { return };
-        // The busiest is helped first if the one that was picked has nothing to do.
-        let busy = |dev: &Dev| !dev.jobs.is_empty() || !dev.device.hca().faults().is_empty();
-        let device = (0..count).map(|n| (device + n) % count).find(|device| busy(&self.devices[*device]));
-        let Some(device) = device else { return };
-        let waiting = !self.devices[device].device.hca().faults().is_empty();
-        let jobs = self.devices[device].jobs.len();
-        if waiting && (jobs == 0 || jobs < 4 && self.choices.chance(500)) {
-            self.take_fault(device);
-        } else if let Some(job) = self.choices.index(jobs) {
-            self.step_fault(device, job);
-        }
-    }
-
-    pub(super) fn take_fault(&mut self, device: usize) -> bool {
-        let Some(job) = self.devices[device].device.next_fault() else { return false };
-        self.counts.one("page faults");
-        self.note(|| format!("fault event at {device}: {:?}", job.event()));
-        self.devices[device].jobs.push(job);
-        true
-    }
-
-    /// Whether it did something.
-    pub(super) fn step_fault(&mut self, device: usize, job: usize) -> bool {
-        use odp::fault::Progress;
-        let progress = self.devices[device].jobs[job].poll();
-        self.note(|| format!("fault {job} at {device}: {progress:?}"));
-        match progress {
-            Progress::Blocked => {
-                self.counts.one("faults that waited for an invalidation");
-                false
-            }
-            Progress::Again => true,
-            Progress::Done(outcome) => {
-                drop(self.devices[device].jobs.swap_remove(job));
-                self.devices[device].asleep = None;
-                if outcome == hw_model::hca::FaultOutcome::Failed {
-                    self.counts.one("page faults that failed");
-                }
-                true
-            }
-        }
+            || (0..self.devices.len()).any(|device| self.wakes(device) || self.devices[device].has_faults())
     }
 
     fn poll_parked(&mut self) {

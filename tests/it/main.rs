@@ -6,6 +6,7 @@ mod checks;
 mod dma;
 mod dmabuf;
 mod fail_nth;
+mod faults;
 mod gate;
 mod invariants;
 mod object_verbs;

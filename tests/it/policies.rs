@@ -79,7 +79,7 @@ impl Stand {
                 Domain::new(DomainConfig { audit: true, ..DomainConfig::default() }).expect("possible");
             let port = bus.attach(if iommu { spec.domain(&domain) } else { spec }).expect("room on the bus");
             let dma = DmaConfig { policy, ..DmaConfig::default() };
-            let config = ModelConfig { hca: MachineConfig::default().hca, dma };
+            let config = ModelConfig { hca: MachineConfig::default().hca, dma, ..ModelConfig::default() };
             ModelDevice::threaded(name, port, fabric.port(), config).expect("a device")
         };
         let near = device("near", DeviceSpec::new("near").under(own), policy);

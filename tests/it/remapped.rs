@@ -79,6 +79,69 @@ impl Drop for Remapped {
     }
 }
 
+/// Pages of a file of a disk's file system, mapped shared.
+pub struct SharedFile {
+    file: std::fs::File,
+    base: u64,
+    len: u64,
+}
+
+impl SharedFile {
+    pub fn new(pages: u64) -> Arc<Self> {
+        let len = pages * PAGE_SIZE;
+        // Beside the test's binary, which is on a disk; temporary folders may be memory.
+        let beside =
+            std::env::current_exe().expect("this test").parent().expect("it is somewhere").to_owned();
+        let file = tempfile::tempfile_in(beside).expect("a file");
+        file.set_len(len).expect("room on the disk");
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses replaces nothing.
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len as usize, prot, MapFlags::SHARED, &file, 0) };
+        Arc::new(Self { file, base: base.expect("address space") as u64, len })
+    }
+
+    pub fn user_range(self: &Arc<Self>, space: Arc<dyn AddressSpace>) -> UserRange {
+        let range =
+            VirtRange::new(VirtAddr(self.base), self.len).expect("a mapping lies in the address space");
+        // SAFETY: this type owns the memory, makes no reference to it, and gives none out.
+        let range = unsafe { UserRange::from_raw(space, range) };
+        range.keeping(Arc::clone(self) as _)
+    }
+
+    /// The file from its start, to be read by another process.
+    pub fn reopened(&self) -> std::fs::File {
+        use std::os::fd::AsRawFd;
+        std::fs::File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).expect("our own file")
+    }
+
+    /// What is in memory goes to the disk.
+    pub fn write_back(&self) {
+        let flags = rustix::mm::MsyncFlags::SYNC;
+        // SAFETY: our own mapping, which nothing borrows from.
+        unsafe { rustix::mm::msync(self.base as *mut c_void, self.len as usize, flags) }.expect("mapped");
+    }
+
+    /// KiB of its pages that must go to the disk before they may go from memory, as the kernel counts them.
+    pub fn dirty_kib(&self) -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").expect("a process has one");
+        let head = format!("{:x}-", self.base);
+        let mapping = smaps.lines().skip_while(|line| !line.starts_with(&head)).skip(1);
+        let fields =
+            mapping.take_while(|line| line.split(' ').next().is_some_and(|word| word.ends_with(':')));
+        let dirty =
+            fields.filter(|line| line.starts_with("Shared_Dirty") || line.starts_with("Private_Dirty"));
+        dirty.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+    }
+}
+
+impl Drop for SharedFile {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing borrows from; what registered it holds it by contract.
+        let _ = unsafe { rustix::mm::munmap(self.base as *mut c_void, self.len as usize) };
+    }
+}
+
 /// `len` bytes from the second page of the address space on, where nothing can be mapped (vm.mmap_min_addr). Never read or
 /// written: only refused.
 pub fn low_address(space: &Arc<dyn AddressSpace>, len: u64) -> UserRange {

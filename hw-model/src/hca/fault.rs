@@ -19,6 +19,14 @@ pub struct FaultToken {
     pub(super) serial: u64,
 }
 
+impl FaultToken {
+    /// How many events were posted before this one.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+}
+
 /// Which side of a queue pair met the missing page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
@@ -145,6 +153,12 @@ impl FaultQueue {
     pub fn interrupt(&self) {
         self.state.lock().interrupts += 1;
         self.wake();
+    }
+
+    /// Events posted so far: every [`FaultToken::serial`] is below this.
+    #[must_use]
+    pub fn posted(&self) -> u64 {
+        self.serial.load(Ordering::Relaxed)
     }
 
     /// Events that wait for software.

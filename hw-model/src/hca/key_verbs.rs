@@ -3,7 +3,7 @@
 use super::device::Hca;
 use super::key::{
     CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, IndirectKeySpec, KeyChange, KeySpec, KeyTable,
-    MapKeyError, ReregKeyError, Target, UnknownKey, WindowSpec,
+    KeyViolation, MapKeyError, ReregKeyError, Target, UnknownKey, WindowSpec,
 };
 use super::pd::Pd;
 use super::points;
@@ -58,6 +58,12 @@ impl Hca {
     /// See [`MapKeyError`].
     pub fn map_fast_key(&self, key: Key, map: FastMap) -> Result<(), MapKeyError> {
         self.device.keys.map_fast(key, map)
+    }
+
+    /// Whether `key` is one of this device, of whatever sort.
+    #[must_use]
+    pub fn has_key(&self, key: Key) -> bool {
+        !matches!(self.device.keys.with(key, |_| ()), Err(KeyViolation::Unknown))
     }
 
     /// Takes a key for fast registration back, registered or not, by any of its 256 names. As with

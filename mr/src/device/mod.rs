@@ -10,7 +10,7 @@ use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
     Access, Completion, CreateCqError, CreateKeyError, CreateQpError, IllegalTransition, Key, Overrun,
-    PdError, PostError, QpAddress, SendRequest,
+    PdError, PostError, QpAddress, SendRequest, Sge,
 };
 use hw_model::sync::Arc;
 use odp::fault::{FaultFailure, Want};
@@ -61,6 +61,15 @@ pub trait ProtectionDomain: Send + Sync {
         options: RegisterOptions,
     ) -> Result<Arc<dyn Region>, RegisterError>;
 
+    /// Advice about pieces of regions of this domain (ibv_advise_mr(3)): [`Want::Fault`] prefetches for reading or for
+    /// writing, [`Want::Snapshot`] maps what is present and faults nothing in. All pieces are checked before anything is
+    /// done. With [`Flush::Yes`] it is done when this returns; else later, as far as it goes, and nothing is told of what
+    /// cannot be had.
+    ///
+    /// # Errors
+    /// See [`AdviseError`].
+    fn advise(&self, want: Want, flush: Flush, pieces: &[Sge]) -> Result<(), AdviseError>;
+
     /// A new reliable-connected queue pair that completes to `cq`, a queue of the same device.
     ///
     /// # Errors
@@ -70,6 +79,15 @@ pub trait ProtectionDomain: Send + Sync {
         cq: Arc<dyn CompletionQueue>,
         send_requests: u32,
     ) -> Result<Arc<dyn QueuePair>, QpError>;
+}
+
+/// Whether advice has been followed when the call returns (`IBV_ADVISE_MR_FLAG_FLUSH`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Flush {
+    /// It has.
+    Yes,
+    /// It will be, best effort.
+    No,
 }
 
 /// How a region is registered.
@@ -138,11 +156,18 @@ pub trait Region: Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Brings pages of `[offset, offset + len)` in ahead of use.
+    /// Brings pages of `[offset, offset + len)` in ahead of use, and waits for them. Of a pinned region, those that were taken
+    /// away under it. [`ProtectionDomain::advise`] is the verb with its rules.
     ///
     /// # Errors
     /// See [`AdviseError`].
     fn advise(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError>;
+    /// The same without waiting, as far as it goes: what cannot be had is not told, and if too much is asked for at a time,
+    /// some of it is forgotten.
+    ///
+    /// # Errors
+    /// See [`AdviseError`]; never [`AdviseError::Pages`].
+    fn advise_later(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError>;
     /// Copies what the device wrote to pages of `[offset, offset + len)` that bounce to where the program reads it
     /// (`dma_sync_single_for_cpu`). Only a pinned region of a device of the policy `legacy` has such pages; for others this
     /// does nothing. The peer must have been told to stop: a copy and a remote write at one time may give either.
@@ -184,6 +209,33 @@ pub enum AdviseError {
         len: u64,
         /// Bytes of the region.
         region: u64,
+    },
+    /// There is no piece.
+    #[error("advice about nothing: at least one piece is needed")]
+    Nothing,
+    /// No key of this device.
+    #[error("{key:?} is not a key of this device")]
+    UnknownKey {
+        /// What was named.
+        key: Key,
+    },
+    /// A key, but not that of a region: one for fast registration, an indirect one, a window.
+    #[error("{key:?} is not the key of a region")]
+    NotARegion {
+        /// What was named.
+        key: Key,
+    },
+    /// A region of another protection domain.
+    #[error("the region of {key:?} is in another protection domain")]
+    OtherPd {
+        /// What was named.
+        key: Key,
+    },
+    /// A region whose pages are all there.
+    #[error("the region of {key:?} is not on demand")]
+    NotOnDemand {
+        /// What was named.
+        key: Key,
     },
     /// Prefetch for writing of a region that nothing may write.
     #[error("the region allows no writing")]

@@ -11,6 +11,7 @@ use crate::dma::{DmaDevice, Mapping};
 use crate::region::counters::Counters;
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange, page_bytes};
 use hw_model::hca::PageList;
+use hw_model::sync::atomic::AtomicU64;
 use hw_model::sync::{Arc, Mutex};
 use odp::space::AddressSpace;
 
@@ -37,7 +38,10 @@ pub(crate) struct Core {
     /// Whether any access right of the region writes memory.
     pub(crate) writable: bool,
     pub(crate) state: Mutex<State>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
+    /// Events of the device that were posted before pages were last published for one of them: what they ask for may be
+    /// there already.
+    pub(crate) answered: AtomicU64,
 }
 
 /// Guarded by `Core::state`.

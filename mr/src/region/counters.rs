@@ -33,6 +33,8 @@ counters! {
     page_faults,
     /// Page-fault events that ended with the pages present.
     page_faults_handled,
+    /// Page-fault events of which the pages were there already, brought in for another event that was posted before.
+    faults_coalesced,
     /// Attempts that lost a race with an invalidation and began again.
     fault_retries,
     /// Invalidations that overlapped the region.
@@ -41,6 +43,8 @@ counters! {
     pages_invalidated,
     /// Pages faulted in by advice rather than by a fault.
     page_prefetch,
+    /// Pages faulted in ahead of a stream, beyond what its faults asked for.
+    pages_ahead,
     /// Page-list entries written because a page became present or got more permission.
     entries_published,
     /// Of those: entries of pages that had been present before.

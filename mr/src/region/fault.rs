@@ -1,5 +1,6 @@
 //! Making pages of a region present, by a fault, by advice, or at registration.
 
+use super::bringing::Bringing;
 use super::core::Core;
 use super::counters::add;
 use super::publish::PublishError;
@@ -9,6 +10,7 @@ use hw_model::sync::Arc;
 use odp::fault::{FaultFailure, FaultWork, Progress, Publication, RetryCheck, Want};
 use odp::notifier::Sequence;
 use odp::page::PageRun;
+use odp::space::Access;
 use std::time::Duration;
 
 /// How long an attempt waits for an invalidation that is in its way.
@@ -33,16 +35,21 @@ impl Core {
         range: VirtRange,
         want: Want,
     ) -> Result<u64, FaultFailure<PublishError>> {
-        let (mut done, mut published) = (0, 0);
-        while done < range.len() {
-            let len = STEP.min(range.len() - done);
-            let part = VirtRange::new(range.start().offset(done), len).expect("part of a range");
-            let mut fault = RegionFault::new(self, Arc::clone(sequence), part, want);
-            fault.prepare()?;
-            published += fault.run()?;
-            done += len;
-        }
-        Ok(published)
+        let mut bringing = Bringing::new(self, Arc::clone(sequence), range, want);
+        bringing.run()?;
+        Ok(bringing.take_published())
+    }
+}
+
+impl Core {
+    /// Whether the device finds the pages of `range`, which lies in the region, for `want`. A moment's view: it asks again if
+    /// they have gone meanwhile.
+    pub(crate) fn has(&self, range: VirtRange, want: Want) -> bool {
+        let mut span = self.page_span(range);
+        span.all(|index| {
+            let entry = self.list.load(index).expect("a page of the region");
+            if want == Want::Fault(Access::Write) { entry.is_writable() } else { entry.is_valid() }
+        })
     }
 }
 
@@ -61,6 +68,14 @@ impl RegionFault {
         Self { core: Arc::clone(core), work, want, narrows: false }
     }
 
+    /// The same with the pages of `around` that lie in the region as neighbours; see [`FaultWork::with_neighbours`].
+    pub(crate) fn with_neighbours(self, around: VirtRange) -> Self {
+        let wanted = self.work.range();
+        let around =
+            around.page_aligned().intersection(self.core.pages).filter(|around| around.contains(wanted));
+        Self { work: self.work.with_neighbours(around.unwrap_or(wanted)), ..self }
+    }
+
     /// The same for a device that asks again for what is still missing: where the range keeps changing, its first page
     /// alone will do.
     pub(crate) fn narrowing(self) -> Self {
@@ -70,7 +85,7 @@ impl RegionFault {
     /// Makes the IO page tables that the links will need, while no lock is held.
     pub(crate) fn prepare(&self) -> Result<(), FaultFailure<PublishError>> {
         let Some(mapping) = &self.core.mapping else { return Ok(()) };
-        let range = self.work.range();
+        let range = self.work.around();
         let offset = range.start().0 - self.core.pages.start().0;
         debug_assert_eq!(range.len() % PAGE_SIZE, 0);
         mapping

@@ -2,13 +2,13 @@
 
 use super::bringing::Bringing;
 use super::core::{Core, Mode, State};
-use super::counters::Counters;
 use super::publish::PublishError;
 use super::teardown::Teardown;
 use crate::dma::{DmaDevice, IovaError, Mapping};
 use crate::points;
 use hw_model::addr::page_bytes;
 use hw_model::hca::{OutOfMemory, PageList};
+use hw_model::sync::atomic::AtomicU64;
 use hw_model::sync::{Arc, Mutex};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Interval;
@@ -99,7 +99,8 @@ impl Mapped {
             mode,
             writable,
             state: Mutex::new(State::default()),
-            counters: Counters::default(),
+            counters: Arc::default(),
+            answered: AtomicU64::new(0),
         });
         let owner: Arc<dyn odp::notifier::Notify> = Arc::clone(&core) as _;
         let interval = core.space.notifiers().register(pages, owner);

@@ -5,6 +5,9 @@
 //! between. [`FaultWork::poll`] does one of these steps and never waits, so that one thread can put anything between two of
 //! them; [`FaultWork::run`] is the loop around it for a thread that may wait.
 //!
+//! What is wanted may have neighbours: pages around it that are brought in with it, in the same look, as far as they can be
+//! had, and never a reason to fail. Several who want the same pages at one time look once; see `joint`.
+//!
 //! Kernel: the loop in Documentation/mm/hmm.rst around `hmm_range_fault`, and `ib_umem_odp_map_dma_and_lock` in
 //! drivers/infiniband/core/umem_odp.c, which loops for as long as it takes. This one ends, and says why.
 
@@ -13,7 +16,12 @@ use crate::page::PageRun;
 use crate::space::{Access, AddressSpace, FaultError};
 use hw_model::addr::VirtRange;
 use hw_model::sync::{Arc, thread};
+use joint::{Asked, Entered, Waiting};
 use std::time::Duration;
+
+mod joint;
+
+pub use joint::Resolutions;
 
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
@@ -41,8 +49,14 @@ impl From<Access> for Want {
 pub struct FaultWork {
     sequence: Arc<Sequence>,
     range: VirtRange,
+    /// It and its neighbours.
+    around: VirtRange,
     want: Want,
     stage: Stage,
+    /// Another looks at the pages.
+    waiting: Option<Waiting>,
+    /// Waiting for another came to nothing.
+    alone: bool,
     attempts: u32,
     limit: u32,
     runs: Vec<PageRun>,
@@ -128,8 +142,11 @@ impl FaultWork {
         Self {
             sequence,
             range,
+            around: range,
             want: want.into(),
             stage: Stage::Begin,
+            waiting: None,
+            alone: false,
             attempts: 0,
             limit: DEFAULT_ATTEMPTS,
             runs: Vec::new(),
@@ -145,15 +162,31 @@ impl FaultWork {
         self
     }
 
-    /// Starts over for other pages of the same interval, keeping the buffer.
+    /// The same with its neighbours: `around` holds the range, in whole pages of the interval. What cannot be had of it
+    /// besides the range is left out.
+    #[must_use]
+    pub fn with_neighbours(mut self, around: VirtRange) -> Self {
+        debug_assert!(around.contains(self.range), "{around} is not around {}", self.range);
+        self.around = around;
+        self
+    }
+
+    /// Starts over for other pages of the same interval, without neighbours, keeping the buffer.
     pub fn restart(&mut self, range: VirtRange, want: impl Into<Want>) {
-        (self.range, self.want, self.stage, self.attempts) = (range, want.into(), Stage::Begin, 0);
+        (self.range, self.around, self.want) = (range, range, want.into());
+        (self.stage, self.attempts, self.waiting, self.alone) = (Stage::Begin, 0, None, false);
     }
 
     /// The pages wanted.
     #[must_use]
     pub fn range(&self) -> VirtRange {
         self.range
+    }
+
+    /// The pages wanted, and their neighbours.
+    #[must_use]
+    pub fn around(&self) -> VirtRange {
+        self.around
     }
 
     /// Attempts that came to nothing so far.
@@ -178,30 +211,7 @@ impl FaultWork {
                 self.stage = Stage::Resolve(seq);
                 Ok(Progress::Again)
             }
-            Stage::Resolve(seq) => {
-                self.runs.clear();
-                let resolved = match self.want {
-                    Want::Fault(access) => space.fault(self.range, access, &mut self.runs),
-                    Want::Snapshot => space.snapshot(self.range, &mut self.runs),
-                };
-                match resolved {
-                    Ok(()) => {
-                        self.stage = Stage::Publish(seq);
-                        #[cfg(feature = "planted-bugs")]
-                        {
-                            self.decided = self.sequence.retry(seq);
-                        }
-                        Ok(Progress::Again)
-                    }
-                    // What failed may have failed because the range was changing: the number decides.
-                    Err(FaultError::Busy { .. }) => self.again(),
-                    Err(_) if self.sequence.retry(seq) => self.again(),
-                    Err(error) => {
-                        self.stage = Stage::Begin;
-                        Err(FaultFailure::Space(error))
-                    }
-                }
-            }
+            Stage::Resolve(seq) => self.resolve(space, seq),
             Stage::Publish(seq) => {
                 self.stage = Stage::Begin;
                 let check = RetryCheck {
@@ -217,6 +227,70 @@ impl FaultWork {
                 }
             }
         }
+    }
+
+    /// Looks at the pages, or takes what another sees.
+    fn resolve<T, E>(&mut self, space: &dyn AddressSpace, seq: Seq) -> Result<Progress<T>, FaultFailure<E>> {
+        let notifiers = space.notifiers();
+        let resolutions = notifiers.resolutions();
+        if let Some(waiting) = &self.waiting {
+            match waiting.ask(self.around, &mut self.runs) {
+                Asked::UnderWay => return Ok(Progress::Blocked),
+                Asked::Seen if covers(&self.runs, self.range) => {
+                    self.waiting = None;
+                    return Ok(self.seen(seq));
+                }
+                Asked::Seen | Asked::Nothing => (self.waiting, self.alone) = (None, true),
+            }
+        }
+        let mut looking = None;
+        if !self.alone && self.want != Want::Snapshot {
+            match resolutions.enter(notifiers, (self.around, self.want), &self.sequence, seq) {
+                Entered::First(id) => looking = Some(Looking { resolutions, id }),
+                Entered::Behind(waiting) => {
+                    self.waiting = Some(waiting);
+                    return Ok(Progress::Blocked);
+                }
+            }
+        }
+        let looked = self.look(space);
+        if let Some(looking) = looking {
+            looking.end(looked.is_ok().then_some(&self.runs));
+        }
+        match looked {
+            Ok(()) => Ok(self.seen(seq)),
+            // What failed may have failed because the range was changing: the number decides.
+            Err(FaultError::Busy { .. }) => self.again(),
+            Err(_) if self.sequence.retry(seq) => self.again(),
+            Err(error) => {
+                self.stage = Stage::Begin;
+                Err(FaultFailure::Space(error))
+            }
+        }
+    }
+
+    fn seen<T>(&mut self, seq: Seq) -> Progress<T> {
+        self.stage = Stage::Publish(seq);
+        #[cfg(feature = "planted-bugs")]
+        {
+            self.decided = self.sequence.retry(seq);
+        }
+        Progress::Again
+    }
+
+    /// The range must be had; its neighbours are taken as far as they come with it.
+    fn look(&mut self, space: &dyn AddressSpace) -> Result<(), FaultError> {
+        self.runs.clear();
+        let access = match self.want {
+            Want::Snapshot => return space.snapshot(self.around, &mut self.runs),
+            Want::Fault(access) => access,
+        };
+        let looked = space.fault(self.around, access, &mut self.runs);
+        if looked.is_ok() || self.around == self.range || covers(&self.runs, self.range) {
+            return looked.or_else(|error| if self.around == self.range { Err(error) } else { Ok(()) });
+        }
+        self.runs.clear();
+        space.fault(self.range, access, &mut self.runs)
     }
 
     /// Polls to the end. Each time an invalidation is in the way it waits for at most `wait`; a wait in vain is an attempt,
@@ -236,6 +310,11 @@ impl FaultWork {
                 Progress::Done(done) => return Ok(done),
                 Progress::Again if self.attempts > attempts => thread::yield_now(),
                 Progress::Again => {}
+                Progress::Blocked if self.waiting.is_some() => {
+                    if !self.waiting.as_ref().is_some_and(|waiting| waiting.wait(wait)) {
+                        (self.waiting, self.alone) = (None, true);
+                    }
+                }
                 Progress::Blocked => {
                     if space.notifiers().begin_blocking(&self.sequence, wait).is_none() {
                         self.again::<T, E>().map(drop)?;
@@ -247,7 +326,7 @@ impl FaultWork {
 
     /// An attempt came to nothing.
     fn again<T, E>(&mut self) -> Result<Progress<T>, FaultFailure<E>> {
-        self.stage = Stage::Begin;
+        (self.stage, self.waiting, self.alone) = (Stage::Begin, None, false);
         self.attempts += 1;
         if self.attempts < self.limit {
             return Ok(Progress::Again);
@@ -256,4 +335,35 @@ impl FaultWork {
         self.attempts = 0;
         Err(failure)
     }
+}
+
+/// A look that others may wait for. Dropped without an end it came to nothing.
+struct Looking<'a> {
+    resolutions: &'a Resolutions,
+    id: u64,
+}
+
+impl Looking<'_> {
+    fn end(self, runs: Option<&Vec<PageRun>>) {
+        self.resolutions.leave(self.id, runs.map(Vec::as_slice));
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.resolutions.leave(self.id, None);
+    }
+}
+
+/// Whether `runs`, in ascending order, hold every page of `range`.
+fn covers(runs: &[PageRun], range: VirtRange) -> bool {
+    let mut at = range.start();
+    for run in runs.iter().map(PageRun::range).filter(|run| run.end() > range.start()) {
+        if run.start() > at || at >= range.end() {
+            break;
+        }
+        at = run.end();
+    }
+    at >= range.end()
 }

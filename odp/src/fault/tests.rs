@@ -12,11 +12,17 @@ struct Scripted {
     notifiers: Arc<Notifiers>,
     errors: Mutex<Vec<FaultError>>,
     asked: Mutex<Vec<Want>>,
+    /// Whether looks wait, and whether one has come.
+    gate: Arc<Mutex<(bool, bool)>>,
 }
 
 impl Scripted {
     fn answer(&self, want: Want, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.asked.lock().push(want);
+        self.gate.lock().1 = true;
+        while self.gate.lock().0 {
+            std::thread::yield_now();
+        }
         if let Some(error) = self.errors.lock().pop() {
             return Err(error);
         }
@@ -71,6 +77,7 @@ fn space(errors: &[FaultError]) -> Scripted {
         notifiers: Notifiers::new(DmaEpoch::new()),
         errors: Mutex::new(errors.to_vec()),
         asked: Mutex::default(),
+        gate: Arc::default(),
     }
 }
 
@@ -168,4 +175,76 @@ fn a_publisher_may_refuse() {
     let mut work = FaultWork::new(interval.sequence(), page(), Access::Read);
     let result: Result<(), _> = work.run(&space, Duration::ZERO, |_, _| Err(page()));
     assert_eq!(result, Err(FaultFailure::Publish(page())));
+}
+
+/// What would be wrong if this failed: devices that share a buffer would each walk its pages on a fault that both have.
+#[test]
+fn what_two_devices_want_at_one_time_is_looked_at_once() {
+    let space = Arc::new(space(&[]));
+    let two = [(); 2].map(|()| space.notifiers.register(page(), Arc::new(Owner)));
+    let [mut first, mut second] =
+        [&two[0], &two[1]].map(|interval| FaultWork::new(interval.sequence(), page(), Access::Write));
+    let gate = Arc::clone(&space.gate);
+    gate.lock().0 = true;
+    let looking = {
+        let space = Arc::clone(&space);
+        std::thread::spawn(move || first.run(&*space, Duration::ZERO, publish))
+    };
+    while !gate.lock().1 {
+        std::thread::yield_now();
+    }
+    assert_eq!(step(&mut second, &space), Ok(Progress::Again));
+    assert_eq!(step(&mut second, &space), Ok(Progress::Blocked), "another is looking");
+    gate.lock().0 = false;
+    assert_eq!(looking.join().expect("it did not fail"), Ok(1));
+    assert_eq!(second.run(&*space, Duration::from_secs(20), publish), Ok(1));
+    assert_eq!(space.asked.lock().len(), 1, "one look for both");
+    assert_eq!(space.notifiers.resolutions().joined(), 1);
+}
+
+#[test]
+fn what_another_saw_before_an_invalidation_is_not_taken_from_him() {
+    let space = Arc::new(space(&[]));
+    let two = [(); 2].map(|()| space.notifiers.register(page(), Arc::new(Owner)));
+    let [mut first, mut second] =
+        [&two[0], &two[1]].map(|interval| FaultWork::new(interval.sequence(), page(), Access::Write));
+    let gate = Arc::clone(&space.gate);
+    gate.lock().0 = true;
+    let looking = {
+        let space = Arc::clone(&space);
+        std::thread::spawn(move || first.run(&*space, Duration::ZERO, publish))
+    };
+    while !gate.lock().1 {
+        std::thread::yield_now();
+    }
+    // The page goes while it is being looked at, and who comes after that waits for a look that is worth nothing.
+    space.notifiers.invalidate(page(), || ());
+    assert_eq!(step(&mut second, &space), Ok(Progress::Again));
+    assert_eq!(step(&mut second, &space), Ok(Progress::Blocked));
+    gate.lock().0 = false;
+    assert_eq!(looking.join().expect("it did not fail"), Ok(1));
+    assert_eq!(second.run(&*space, Duration::from_secs(20), publish), Ok(1));
+    assert_eq!(space.notifiers.resolutions().joined(), 0);
+    assert_eq!(space.asked.lock().len(), 3, "the first looked twice, the second for himself");
+}
+
+#[test]
+fn neighbours_come_with_a_fault_as_far_as_they_can_be_had() {
+    let three = VirtRange::new(VirtAddr(0), 0x3000).expect("fits");
+    let space = space(&[]);
+    let interval = space.notifiers.register(three, Arc::new(Owner));
+    let mut work = FaultWork::new(interval.sequence(), page(), Access::Write).with_neighbours(three);
+    assert_eq!(work.run(&space, Duration::ZERO, publish), Ok(3));
+
+    let none = FaultError::NoMapping { at: VirtAddr(0x2000) };
+    space.errors.lock().push(none);
+    work.restart(page(), Access::Write);
+    let mut work = work.with_neighbours(three);
+    assert_eq!(work.run(&space, Duration::ZERO, publish), Ok(1), "the page alone, the neighbour has none");
+
+    space.errors.lock().extend([FaultError::NoMapping { at: VirtAddr(0x1000) }, none]);
+    work.restart(page(), Access::Write);
+    let mut work = work.with_neighbours(three);
+    let missing = FaultError::NoMapping { at: VirtAddr(0x1000) };
+    assert_eq!(work.run(&space, Duration::ZERO, publish), Err(FaultFailure::Space(missing)));
 }

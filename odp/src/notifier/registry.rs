@@ -11,6 +11,7 @@
 use super::Notify;
 use super::interval::{Key, Node, Tree};
 use super::seq::{Seq, Sequence};
+use crate::fault::Resolutions;
 use hw_model::addr::VirtRange;
 use hw_model::bus::DmaEpoch;
 use hw_model::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -42,6 +43,8 @@ pub struct Notifiers {
     /// Invalidations ended, callbacks returned, room in the table: rare enough to share one.
     changed: Condvar,
     next_id: AtomicU64,
+    /// Looks at pages that are under way. Invalidations never come there.
+    resolutions: Resolutions,
     pub(super) counters: Counters,
 }
 
@@ -114,6 +117,7 @@ impl Notifiers {
             }),
             changed: Condvar::new(),
             next_id: AtomicU64::new(0),
+            resolutions: Resolutions::default(),
             counters: Counters::default(),
         })
     }
@@ -168,6 +172,12 @@ impl Notifiers {
     #[must_use]
     pub fn epoch(&self) -> &Arc<DmaEpoch> {
         &self.epoch
+    }
+
+    /// The looks at pages that are under way in this address space.
+    #[must_use]
+    pub fn resolutions(&self) -> &Resolutions {
+        &self.resolutions
     }
 
     /// What has happened so far.

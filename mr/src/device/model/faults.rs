@@ -1,15 +1,17 @@
 //! Page-fault events of the modelled HCA, from the event to its answer.
 
-use super::ModelDevice;
-use super::region::FaultTarget;
+use super::target::{FaultTarget, Place};
+use super::{ModelDevice, prefetch};
 use crate::points;
 use crate::region::PublishError;
 use crate::region::RegionFault;
 use crate::region::counters::add;
+use hw_model::addr::VirtRange;
 use hw_model::hca::{FaultAccess, FaultOutcome, Hca, PageFault};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, Ordering};
 use odp::fault::{FaultFailure, Progress, Want};
+use odp::prefetch::Ahead;
 use odp::space::Access;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,8 +29,12 @@ pub struct FaultJob {
 
 struct Work {
     target: FaultTarget,
-    fault: RegionFault,
-    prepared: bool,
+    place: Place,
+    want: Want,
+    /// `None` until it has begun.
+    fault: Option<RegionFault>,
+    /// What comes next, and what of it the fault brings in itself.
+    ahead: Option<(Ahead, VirtRange)>,
 }
 
 impl FaultJob {
@@ -39,11 +45,9 @@ impl FaultJob {
         };
         let _ = device.dma().points().meet(points::FAULT);
         let work = device.fault_target(event.key).and_then(|target| {
-            add(&target.core.counters.page_faults, 1);
-            let range = target.memory_of(event.address, event.length)?;
-            let fault =
-                RegionFault::new(&target.core, Arc::clone(&target.sequence), range, Want::Fault(access));
-            Some(Work { target, fault: fault.narrowing(), prepared: false })
+            let place = target.place(target.faulted(event.address, event.length)?)?;
+            add(&place.core.counters.page_faults, 1);
+            Some(Work { target, place, want: Want::Fault(access), fault: None, ahead: None })
         });
         Self { device: Arc::clone(device), event, work, answered: false }
     }
@@ -54,18 +58,43 @@ impl FaultJob {
         &self.event
     }
 
+    /// Looks at what is there, decides what to bring in besides, and makes the IO page tables for it. `false` if nothing is
+    /// left to do.
+    fn begin(&mut self) -> Result<bool, FaultFailure<PublishError>> {
+        let Some(work) = &mut self.work else { return Ok(false) };
+        let Work { place, want, .. } = &*work;
+        // Posted before pages were published for an event that came earlier: perhaps those were the same.
+        if self.event.token.serial() < place.core.answered.load(Ordering::Acquire)
+            && place.core.has(place.range, *want)
+        {
+            add(&place.core.counters.faults_coalesced, 1);
+            return Ok(false);
+        }
+        let prefetcher = self.device.prefetcher();
+        let pages = place.range.page_aligned();
+        let ahead = prefetcher.observe((self.event.qpn, self.event.kind), pages);
+        let around = prefetch::around(&prefetcher.policy(), pages, ahead);
+        let fault = RegionFault::new(&place.core, Arc::clone(&place.sequence), place.range, *want);
+        let fault = fault.narrowing().with_neighbours(around);
+        work.ahead = ahead.map(|ahead| (ahead, around));
+        fault.prepare()?;
+        work.fault = Some(fault);
+        Ok(true)
+    }
+
     /// One step; never waits. Once it says `Done` the HCA has its answer.
     pub fn poll(&mut self) -> Progress<FaultOutcome> {
         // A key that is gone: the queue pair finds that out by itself when it tries again.
         let Some(work) = &mut self.work else { return self.answer(FaultOutcome::Resolved, 0) };
-        let step = if work.prepared {
-            work.fault.poll()
-        } else {
-            work.prepared = true;
-            work.fault.prepare().map(|()| Progress::Again)
+        let Some(fault) = &mut work.fault else {
+            return match self.begin() {
+                Ok(true) => Progress::Again,
+                Ok(false) => self.answer(FaultOutcome::Resolved, 1),
+                Err(failure) => self.fail(&failure),
+            };
         };
-        match step {
-            Ok(Progress::Done(_)) => self.answer(FaultOutcome::Resolved, 1),
+        match fault.poll() {
+            Ok(Progress::Done(published)) => self.publish(published),
             Ok(Progress::Again) => Progress::Again,
             Ok(Progress::Blocked) => Progress::Blocked,
             Err(failure) => self.fail(&failure),
@@ -74,15 +103,36 @@ impl FaultJob {
 
     /// Steps to the end, waiting where an invalidation is in the way.
     pub fn run(mut self) {
-        let Some(work) = &mut self.work else {
-            let _ = self.answer(FaultOutcome::Resolved, 0);
-            return;
+        let outcome = match (self.begin(), &mut self.work) {
+            (Ok(true), Some(Work { fault: Some(fault), .. })) => fault.run(),
+            (Err(failure), _) => Err(failure),
+            (Ok(_), work) => {
+                let handled = u64::from(work.is_some());
+                let _ = self.answer(FaultOutcome::Resolved, handled);
+                return;
+            }
         };
-        let outcome = work.fault.prepare().and_then(|()| work.fault.run());
         let _ = match outcome {
-            Ok(_) => self.answer(FaultOutcome::Resolved, 1),
+            Ok(published) => self.publish(published),
             Err(failure) => self.fail(&failure),
         };
+    }
+
+    /// The pages are there. What comes after them is asked for once the device has its answer.
+    fn publish(&mut self, published: u64) -> Progress<FaultOutcome> {
+        let mut next = None;
+        if let Some(work) = &mut self.work {
+            let core = &work.place.core;
+            core.answered.fetch_max(self.device.hca().faults().posted(), Ordering::AcqRel);
+            let wanted = work.place.range.page_aligned().page_count();
+            add(&core.counters.pages_ahead, published.saturating_sub(wanted));
+            next = work.ahead.take().map(|(ahead, around)| (work.target.clone(), work.want, ahead, around));
+        }
+        let done = self.answer(FaultOutcome::Resolved, 1);
+        if let Some((target, want, ahead, around)) = next {
+            self.device.prefetcher().go_ahead(&target, want, ahead, around);
+        }
+        done
     }
 
     fn fail(&mut self, failure: &FaultFailure<PublishError>) -> Progress<FaultOutcome> {
@@ -101,7 +151,7 @@ impl FaultJob {
     /// Answers the HCA, once. `handled` is 1 if the pages were there.
     fn answer(&mut self, outcome: FaultOutcome, handled: u64) -> Progress<FaultOutcome> {
         if let Some(work) = self.work.take() {
-            add(&work.target.core.counters.page_faults_handled, handled);
+            add(&work.place.core.counters.page_faults_handled, handled);
         }
         if !std::mem::replace(&mut self.answered, true) {
             self.device.hca().resume(self.event.token, outcome);

@@ -1,12 +1,16 @@
 //! The modelled HCA as a device: the default, in this process, without privileges.
 
+mod advise;
 mod faults;
 mod objects;
+mod prefetch;
 mod region;
 mod stepping;
+mod target;
 
 pub use faults::FaultJob;
 pub use objects::{ModelCq, ModelPd, ModelQp};
+pub use prefetch::{FaultPolicy, PrefetchJob, PrefetchStats};
 pub use region::ModelRegion;
 pub use stepping::{Advice, Registration};
 
@@ -21,7 +25,8 @@ use hw_model::hca::{
 };
 use hw_model::link::Link;
 use hw_model::sync::{Arc, Mutex, RwLock};
-use region::FaultTarget;
+use prefetch::{PrefetchService, Prefetcher};
+use target::FaultTarget;
 
 /// What a modelled device is built with.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +35,8 @@ pub struct ModelConfig {
     pub hca: HcaConfig,
     /// Its DMA side. Its fault points are those of the whole device.
     pub dma: DmaConfig,
+    /// How its page faults are answered.
+    pub faults: FaultPolicy,
 }
 
 /// A device of its own kind: the HCA of `hw-model`, its page faults answered by `mr`.
@@ -39,11 +46,13 @@ pub struct ModelDevice {
     dma: Arc<DmaDevice>,
     /// Where the fault handler finds the regions. Invalidations never take this lock.
     targets: RwLock<HashMap<Key, FaultTarget>>,
+    prefetcher: Arc<Prefetcher>,
     threads: Mutex<Option<Threads>>,
 }
 
 /// In the order in which they are stopped.
 struct Threads {
+    _prefetches: PrefetchService,
     _faults: FaultService,
     _engines: EngineThreads,
 }
@@ -77,6 +86,7 @@ impl ModelDevice {
             hca,
             dma: DmaDevice::new(port, config.dma),
             targets: RwLock::new(HashMap::new()),
+            prefetcher: Arc::new(Prefetcher::new(config.faults)),
             threads: Mutex::new(None),
         }))
     }
@@ -94,7 +104,9 @@ impl ModelDevice {
         let device = Self::stepped(name, port, link, config)?;
         let engines = device.hca.spawn_engines()?;
         let faults = FaultService::spawn(&device)?;
-        *device.threads.lock() = Some(Threads { _faults: faults, _engines: engines });
+        let prefetches = PrefetchService::spawn(&device)?;
+        *device.threads.lock() =
+            Some(Threads { _prefetches: prefetches, _faults: faults, _engines: engines });
         Ok(device)
     }
 
@@ -119,6 +131,30 @@ impl ModelDevice {
     #[must_use]
     pub fn next_fault(self: &Arc<Self>) -> Option<FaultJob> {
         self.hca.faults().next().map(|event| FaultJob::new(self, event))
+    }
+
+    /// The oldest prefetch that waits to be carried out, as work to be stepped. For drivers of stepped devices.
+    #[must_use]
+    pub fn next_prefetch(self: &Arc<Self>) -> Option<PrefetchJob> {
+        PrefetchJob::next(self)
+    }
+    /// How page faults are answered.
+    #[must_use]
+    pub fn fault_policy(&self) -> FaultPolicy {
+        self.prefetcher.policy()
+    }
+    /// How page faults are answered from now on.
+    pub fn set_fault_policy(&self, policy: FaultPolicy) {
+        self.prefetcher.set_policy(policy);
+    }
+    /// What became of prefetches so far.
+    #[must_use]
+    pub fn prefetch_stats(&self) -> PrefetchStats {
+        self.prefetcher.stats()
+    }
+
+    fn prefetcher(&self) -> &Arc<Prefetcher> {
+        &self.prefetcher
     }
 
     /// Makes a key, and lets the fault handler find its region.

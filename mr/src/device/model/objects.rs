@@ -1,14 +1,16 @@
 //! Protection domains, completion queues and queue pairs of the modelled HCA.
 
-use super::{ModelDevice, ModelRegion};
+use super::{ModelDevice, ModelRegion, advise};
 use crate::device::{
-    CompletionQueue, ProtectionDomain, QpError, QueuePair, Region, RegisterError, RegisterOptions,
+    AdviseError, CompletionQueue, Flush, ProtectionDomain, QpError, QueuePair, Region, RegisterError,
+    RegisterOptions,
 };
 use hw_model::hca::{
     self, Completion, CreateCqError, IllegalTransition, Overrun, Pd, PdError, PostError, QpAddress, QpSpec,
-    SendRequest,
+    SendRequest, Sge,
 };
 use hw_model::sync::Arc;
+use odp::fault::Want;
 use odp::space::UserRange;
 use std::any::Any;
 use std::time::Duration;
@@ -53,6 +55,10 @@ impl ProtectionDomain for ModelPd {
         options: RegisterOptions,
     ) -> Result<Arc<dyn Region>, RegisterError> {
         Ok(self.register_model(memory, options)?)
+    }
+
+    fn advise(&self, want: Want, flush: Flush, pieces: &[Sge]) -> Result<(), AdviseError> {
+        advise::advise(self, want, flush, pieces)
     }
 
     fn create_qp(

@@ -1,12 +1,14 @@
 //! A region on the modelled HCA.
 
 use super::ModelPd;
+use super::prefetch::Origin;
 use super::stepping::Advice;
+use super::target::FaultTarget;
 use crate::device::{AdviseError, Region, RegisterError, RegisterOptions, SyncError};
 use crate::dma::{LinkError, Mapping};
 use crate::points;
 use crate::region::counters::add;
-use crate::region::{Bringing, Core, MapRun, Mapped, PublishError, RegionReport, Teardown, WINDOW};
+use crate::region::{Bringing, Core, MapRun, Mapped, PublishError, RegionReport, Teardown};
 use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Access, CreateKeyError, Key, KeySpec};
 use hw_model::sync::{Arc, Mutex};
@@ -34,25 +36,6 @@ pub struct ModelRegion {
 /// Whether any right of `options` writes memory.
 pub(super) fn writes(options: &RegisterOptions) -> bool {
     options.access.intersects(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
-}
-
-/// What the fault handler needs of a region: enough to fault, not enough to keep it registered.
-#[derive(Clone)]
-pub(super) struct FaultTarget {
-    pub(super) core: Arc<Core>,
-    pub(super) sequence: Arc<Sequence>,
-    range: VirtRange,
-    address: RegionAddr,
-}
-
-impl FaultTarget {
-    /// The memory of the first of the `length` bytes that requests call `address`: as many as one fault brings in, cut off
-    /// at the end of the region.
-    pub(super) fn memory_of(&self, address: RegionAddr, length: u64) -> Option<VirtRange> {
-        let offset = address.0.checked_sub(self.address.0).filter(|offset| *offset < self.range.len())?;
-        let length = length.clamp(1, WINDOW).min(self.range.len() - offset);
-        VirtRange::new(self.range.start().offset(offset), length)
-    }
 }
 
 impl ModelRegion {
@@ -92,6 +75,7 @@ impl ModelRegion {
             sequence: Arc::clone(&sequence),
             range: memory.range(),
             address,
+            pd: pd.handle(),
         };
         match pd.device().publish_key(spec, target) {
             Ok(key) => {
@@ -186,6 +170,19 @@ impl Region for ModelRegion {
             failure => failure.into(),
         })?;
         add(&self.core.counters.page_prefetch, brought);
+        Ok(())
+    }
+    fn advise_later(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError> {
+        let pages = self.pages_of(offset, len)?;
+        if self.core.state.lock().closing {
+            return Err(AdviseError::Deregistered);
+        }
+        if want == Want::Fault(PageAccess::Write) && !self.core.writable {
+            return Err(AdviseError::NotWritable);
+        }
+        if let Some(target) = self.pd.device().fault_target(self.key) {
+            self.pd.device().prefetcher().ask(&target, pages, want, Origin::Advice);
+        }
         Ok(())
     }
     fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), SyncError> {

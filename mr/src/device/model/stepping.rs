@@ -3,6 +3,7 @@
 use super::region::{ModelRegion, writes};
 use super::{ModelDevice, ModelPd};
 use crate::device::{AdviseError, RegisterError, RegisterOptions};
+use crate::region::counters::add;
 use crate::region::{Bringing, Mapped, Teardown};
 use hw_model::hca::PdError;
 use hw_model::sync::Arc;
@@ -121,6 +122,9 @@ impl Advice {
     /// # Errors
     /// See [`AdviseError`]: it has ended then.
     pub fn poll(&mut self) -> Result<Progress<()>, AdviseError> {
-        Ok(self.0.poll()?)
+        let progress = self.0.poll();
+        let published = self.0.take_published();
+        add(&self.0.counters().page_prefetch, published);
+        Ok(progress?)
     }
 }
