@@ -223,7 +223,7 @@ impl Stream {
 
     fn go_on(&mut self, first: u64, most: u64, fault: VirtRange) -> Option<Ahead> {
         let distance = fault.start().0.wrapping_sub(self.last) as i64;
-        let Some(stride) = self.stride.filter(|_| distance != 0) else { return None };
+        let stride = self.stride.filter(|_| distance != 0)?;
         let steps = distance / stride;
         let was_late = self.asked > 0 && steps.unsigned_abs() <= self.asked / 2;
         if self.is_dense() {
