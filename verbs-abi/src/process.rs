@@ -105,6 +105,7 @@ impl Process {
         let config = ModelConfig {
             hca: HcaConfig { seed, ..HcaConfig::default() },
             dma: DmaConfig { points: Points::OFF, ..DmaConfig::default() },
+            ..ModelConfig::default()
         };
         Ok(ModelDevice::threaded(name, port, self.fabric.port(), config)?)
     }

@@ -73,8 +73,12 @@ impl From<AdviseError> for Errno {
     fn from(error: AdviseError) -> Self {
         match error {
             AdviseError::OutOfRange { .. } => said(&error, Self::FAULT),
-            AdviseError::NotWritable => said(&error, Self::PERM),
-            AdviseError::Deregistered => said(&error, Self::INVAL),
+            AdviseError::NotWritable | AdviseError::OtherPd { .. } => said(&error, Self::PERM),
+            AdviseError::UnknownKey { .. } => said(&error, Self::NOENT),
+            AdviseError::Deregistered
+            | AdviseError::Nothing
+            | AdviseError::NotARegion { .. }
+            | AdviseError::NotOnDemand { .. } => said(&error, Self::INVAL),
             AdviseError::Pages(error) => error.into(),
         }
     }
