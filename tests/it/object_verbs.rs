@@ -3,8 +3,8 @@
 use crate::fail_nth::{Made, Stand};
 use hw_model::addr::PAGE_SIZE;
 use hw_model::hca::{
-    Access, AddressVector, CompletionQueue, KeyChange, KeySpec, Operation, PageList, Pd, QpSpec, SendRequest,
-    Status, WindowBind, WindowKind, WindowSpec,
+    Access, AddressVector, CompletionQueue, CqSpec, KeyChange, KeySpec, Notify, Operation, PageList, Pd,
+    QpSpec, SendRequest, Status, WindowBind, WindowKind, WindowSpec,
 };
 use hw_model::sync::Arc;
 
@@ -28,7 +28,28 @@ pub fn all<'a>(stand: &'a Stand, pd: Pd, cq: &'a Arc<CompletionQueue>) -> Vec<Ve
         let handle = hca.create_ah(pd, AddressVector::to(hca.gid())).map_err(words)?;
         Ok(Box::new(handle) as Made)
     };
+    let channel = move || {
+        let channel = hca.create_channel().map_err(words)?;
+        let spec = CqSpec { entries: 1, channel: Some(channel), cookie: 0 };
+        let cq = hca.create_cq_with(&spec).map_err(words)?;
+        cq.arm(Notify::Any);
+        cq.resize(2).map_err(words)?;
+        Ok(Box::new(cq) as Made)
+    };
+    let device_memory = move || {
+        let memory = hca.alloc_device_memory(64, 0).map_err(words)?;
+        let region = memory.register(pd, Access::LOCAL_WRITE, 0, 64).map_err(words)?;
+        Ok(Box::new(region) as Made)
+    };
+    let null = move || {
+        let key = hca.create_null_key(pd).map_err(words)?;
+        hca.destroy_null_key(key).expect("it is there");
+        Ok(Box::new(()) as Made)
+    };
     vec![
+        ("create_channel, create_cq, resize_cq", Box::new(channel)),
+        ("alloc_dm, reg_dm_mr", Box::new(device_memory)),
+        ("alloc_null_mr", Box::new(null)),
         ("rereg_key", Box::new(rereg)),
         ("create_ah", Box::new(ah)),
         ("bind_window, type 1", Box::new(move || binds(stand, (pd, cq), WindowKind::One))),

@@ -35,7 +35,7 @@ impl DmaLimits {
         Iova(self.mask())
     }
 
-    pub(super) fn mask(&self) -> u64 {
+    pub(crate) fn mask(&self) -> u64 {
         u64::MAX.checked_shr(64_u32.saturating_sub(self.mask_bits)).unwrap_or(0)
     }
 

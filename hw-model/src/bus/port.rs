@@ -223,6 +223,10 @@ impl DmaPort {
         match known.load(Ordering::Relaxed) {
             0 => {
                 let mut reach = KNOWN;
+                if bar.device == self.0.device {
+                    // What a device asks of its own memory does not leave it.
+                    reach |= BY_BUS_ADDRESS;
+                }
                 // Asked of the tree, not of the software's cache of answers: a DMA is not a look-up to be counted.
                 if self.0.bus.reaches_by_bus_address(bar, self.0.device) {
                     reach |= BY_BUS_ADDRESS;

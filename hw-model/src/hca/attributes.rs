@@ -310,7 +310,7 @@ impl Hca {
             atomics: if atomic { AtomicScope::Global } else { AtomicScope::None },
             atomic_sizes: if atomic { 1 << 3 } else { 0 },
             on_demand,
-            moderation: ModerationCapabilities { max_count: 0, max_period_us: 0 },
+            moderation: ModerationCapabilities { max_count: u16::MAX, max_period_us: u16::MAX },
             ack_delay: 15,
             max_pkeys: config.pkeys.keys().len() as u16,
         }

@@ -55,7 +55,7 @@ pub struct Limits {
     pub fast_entries: u32,
     /// Address handles.
     pub ahs: u32,
-    /// Bytes of device memory.
+    /// Bytes of device memory, in whole 64.
     pub device_memory: u64,
     /// Completion queues.
     pub cqs: u32,

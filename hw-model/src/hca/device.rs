@@ -1,8 +1,10 @@
 //! The HCA as software sees it: where objects are made, and where threads come in.
 
 use super::config::{HcaConfig, NewHcaError, PathMtu};
-use super::cq::{CompletionQueue, CreateCqError, Ring};
+use super::cq::Moderator;
+use super::device_memory::Internal;
 use super::engine::{Engine, Step};
+use super::events::AsyncEvents;
 use super::fault::{FaultOutcome, FaultQueue, FaultToken};
 use super::key::KeyTable;
 use super::mailbox::Mailbox;
@@ -32,6 +34,8 @@ pub(super) struct Device {
     pub(super) gid: Gid,
     pub(super) keys: KeyTable,
     pub(super) faults: FaultQueue,
+    pub(super) events: Arc<AsyncEvents>,
+    pub(super) moderator: Arc<Moderator>,
     pub(super) pool: Arc<PayloadPool>,
     pub(super) mailboxes: Arc<[Mailbox]>,
     pub(super) counters: Box<[Counters]>,
@@ -47,8 +51,11 @@ pub struct Hca {
     pub(super) parkers: Mutex<Vec<Parker>>,
     pub(super) threads: AtomicU32,
     pub(super) pds: PdTable,
-    cqs: AtomicU32,
+    pub(super) cqs: AtomicU32,
+    pub(super) last_cqn: AtomicU32,
+    pub(super) channels: AtomicU32,
     pub(super) ahs: AtomicU32,
+    pub(super) internal: Mutex<Option<Internal>>,
     qps: Mutex<QpNumbers>,
     origin: Instant,
 }
@@ -137,6 +144,8 @@ impl Hca {
             gid: link.address(),
             keys: KeyTable::new(config.limits.keys, config.key_quarantine, random.next_u64()),
             faults: FaultQueue::new(config.fault_queue_depth),
+            events: Arc::new(AsyncEvents::new()),
+            moderator: Arc::new(Moderator::new()),
             pool: PayloadPool::new(
                 config.path_mtu.bytes() as usize,
                 BUFFERS_AN_ENGINE * config.engines as usize,
@@ -159,7 +168,10 @@ impl Hca {
             threads: AtomicU32::new(0),
             pds,
             cqs: AtomicU32::new(0),
+            last_cqn: AtomicU32::new(0),
+            channels: AtomicU32::new(0),
             ahs: AtomicU32::new(0),
+            internal: Mutex::new(None),
             qps: Mutex::new(qps),
             origin: Instant::now(),
         });
@@ -202,27 +214,6 @@ impl Hca {
     /// [`PdError::InUse`] while keys or queue pairs are in it; [`PdError::Unknown`].
     pub fn dealloc_pd(&self, pd: Pd) -> Result<(), PdError> {
         self.pds.dealloc(pd)
-    }
-
-    /// A new completion queue of `entries` entries.
-    ///
-    /// # Errors
-    /// See [`CreateCqError`].
-    pub fn create_cq(self: &Arc<Self>, entries: u32) -> Result<Arc<CompletionQueue>, CreateCqError> {
-        let limits = &self.device.config.limits;
-        if entries == 0 || entries > limits.cq_entries {
-            return Err(CreateCqError::Size { entries, max: limits.cq_entries });
-        }
-        let refused = self.device.points.meet(points::CREATE_CQ).fails();
-        if self.cqs.fetch_add(1, Ordering::Relaxed) >= limits.cqs || refused {
-            self.forget_cq();
-            return Err(CreateCqError::TooMany { max: limits.cqs });
-        }
-        Ok(CompletionQueue::new(Arc::clone(self), Arc::new(Ring::new(entries))))
-    }
-
-    pub(super) fn forget_cq(&self) {
-        self.cqs.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// A new queue pair, in the reset state.
@@ -281,6 +272,12 @@ impl Hca {
         result.unwrap_or(Err(IllegalTransition { from: QpState::Reset, transition: *transition }))
     }
 
+    /// The asynchronous events.
+    #[must_use]
+    pub fn events(&self) -> &AsyncEvents {
+        &self.device.events
+    }
+
     /// The page-fault events.
     #[must_use]
     pub fn faults(&self) -> &FaultQueue {
@@ -313,6 +310,8 @@ impl Hca {
             keys: self.device.keys.live(),
             cqs: u64::from(self.cqs.load(Ordering::Relaxed)),
             qps: self.qps.lock().live.len() as u64,
+            channels: u64::from(self.channels.load(Ordering::Relaxed)),
+            device_memory: self.device_memory_in_use(),
             ahs: u64::from(self.ahs.load(Ordering::Relaxed)),
         }
     }

@@ -112,6 +112,7 @@ impl Engine {
                 Burst::Over { .. } | Burst::Halfway => Step::Worked,
             };
         }
+        self.device.moderator.look(now);
         let mut worked = self.collect(now);
         worked |= self.fire_timers(now);
         let mut budget = self.device.config.max_burst as usize;
@@ -154,11 +155,12 @@ impl Engine {
             }
             worked = true;
         }
-        if worked { Step::Worked } else { Step::Idle { wake_at: self.wake_at() } }
+        if worked { Step::Worked } else { Step::Idle { wake_at: self.wake_at(now) } }
     }
 
-    fn wake_at(&self) -> Option<Time> {
-        self.timers.peek().map(|Reverse((time, _))| *time)
+    fn wake_at(&self, now: Time) -> Option<Time> {
+        let timer = self.timers.peek().map(|Reverse((time, _))| *time);
+        [timer, self.device.moderator.look(now)].into_iter().flatten().min()
     }
 
     /// Takes what others have left. True if there was something.

@@ -39,7 +39,7 @@ impl Hca {
         self.new_key(spec.pd, |keys| keys.create_fast(spec))
     }
 
-    fn new_key(
+    pub(super) fn new_key(
         &self,
         pd: Pd,
         create: impl FnOnce(&KeyTable) -> Result<Key, CreateKeyError>,
@@ -83,6 +83,16 @@ impl Hca {
     /// [`DestroyKeyError::Unknown`].
     pub fn destroy_indirect_key(&self, key: Key) -> Result<(), DestroyKeyError> {
         let target = self.device.keys.destroy(key, false, |target| matches!(target, Target::Indirect(_)))?;
+        self.pds.release(target.pd());
+        Ok(())
+    }
+
+    /// Takes a null key back.
+    ///
+    /// # Errors
+    /// [`DestroyKeyError::Unknown`].
+    pub fn destroy_null_key(&self, key: Key) -> Result<(), DestroyKeyError> {
+        let target = self.device.keys.destroy(key, false, |target| matches!(target, Target::Null(_)))?;
         self.pds.release(target.pd());
         Ok(())
     }

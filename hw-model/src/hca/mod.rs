@@ -24,8 +24,10 @@ mod attributes;
 mod config;
 mod cq;
 mod device;
+mod device_memory;
 mod driver;
 mod engine;
+mod events;
 mod fault;
 mod key;
 mod key_verbs;
@@ -45,10 +47,15 @@ pub use attributes::{
     OnDemandOperations, PKeyTable, PORT, PortAttributes, PortState, TableError,
 };
 pub use config::{HcaConfig, Limits, NewHcaError, PathMtu};
-pub use cq::{CompletionQueue, CreateCqError, Overrun};
+pub use cq::{CompletionQueue, CqSpec, Cqn, CreateCqError, Moderation, Notify, Overrun, ResizeCqError};
 pub use device::Hca;
+pub use device_memory::{
+    AllocDeviceMemoryError, CreateNullKeyError, DeviceMemory, DeviceRegion, OutsideDeviceMemory,
+    RegisterDeviceMemoryError,
+};
 pub use driver::EngineThreads;
 pub use engine::Step;
+pub use events::{AsyncEvent, AsyncEvents, CompletionChannel, CompletionEvent, CreateChannelError};
 pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultToken, PageFault};
 pub use key::{
     Access, CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, FastMemory, IndirectEntry,

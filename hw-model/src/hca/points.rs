@@ -6,6 +6,12 @@ use crate::fault_plan::Point;
 pub const ALLOC_PD: Point = Point::fallible("hca.alloc_pd");
 /// Making a completion queue.
 pub const CREATE_CQ: Point = Point::fallible("hca.create_cq");
+/// Making a completion channel.
+pub const CREATE_CHANNEL: Point = Point::fallible("hca.create_channel");
+/// Resizing a completion queue.
+pub const RESIZE_CQ: Point = Point::fallible("hca.resize_cq");
+/// Giving device memory.
+pub const ALLOC_DEVICE_MEMORY: Point = Point::fallible("hca.alloc_device_memory");
 /// Making an address handle.
 pub const CREATE_AH: Point = Point::fallible("hca.create_ah");
 /// Making a queue pair: its number.
@@ -20,5 +26,16 @@ pub const FAULT_EVENT: Point = Point::fallible("hca.fault_event");
 pub const MEMORY_MANAGEMENT: Point = Point::fallible("hca.memory_management");
 
 /// All of them.
-pub const ALL: [Point; 8] =
-    [ALLOC_PD, CREATE_CQ, CREATE_AH, CREATE_QP, CREATE_KEY, REREG_KEY, FAULT_EVENT, MEMORY_MANAGEMENT];
+pub const ALL: [Point; 11] = [
+    ALLOC_PD,
+    CREATE_CQ,
+    CREATE_CHANNEL,
+    RESIZE_CQ,
+    ALLOC_DEVICE_MEMORY,
+    CREATE_AH,
+    CREATE_QP,
+    CREATE_KEY,
+    REREG_KEY,
+    FAULT_EVENT,
+    MEMORY_MANAGEMENT,
+];

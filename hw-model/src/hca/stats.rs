@@ -113,6 +113,10 @@ pub struct LiveObjects {
     pub cqs: u64,
     /// Queue pairs.
     pub qps: u64,
+    /// Completion channels.
+    pub channels: u64,
+    /// Bytes of device memory.
+    pub device_memory: u64,
     /// Address handles.
     pub ahs: u64,
 }

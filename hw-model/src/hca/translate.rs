@@ -5,7 +5,7 @@
 
 use super::key::{
     Access, BoundWindow, Caller, IndirectKeySpec, IndirectTarget, KeySpec, KeyTable, KeyViolation,
-    MIN_INDIRECT_ENTRY, Target,
+    MIN_INDIRECT_ENTRY, NullKeySpec, Target,
 };
 use crate::addr::{DmaAddr, PAGE_SIZE, RegionAddr};
 use crate::bus::{DmaError, DmaPort, MemoryError};
@@ -73,6 +73,7 @@ pub(super) fn translate(
         let walked = keys.with(piece.key, |target| match target {
             Target::Pages(spec) => pages(spec, (caller, need), direction, piece, spans),
             Target::Indirect(spec) => indirect(keys, spec, (caller, need), direction, piece, spans),
+            Target::Null(spec) => null(*spec, (caller, need), piece, spans),
             Target::Window(bound) => window(keys, bound, (caller, need), direction, piece, spans),
         });
         walked.map_err(Obstacle::Key)??;
@@ -136,13 +137,30 @@ fn indirect(
                 let need = direction.local();
                 let walked = keys.with(key, |target| match target {
                     Target::Pages(spec) => pages(spec, (caller, need), direction, &inner, spans),
-                    Target::Indirect(_) | Target::Window(_) => Err(Obstacle::Key(KeyViolation::Nested)),
+                    _ => Err(Obstacle::Key(KeyViolation::Nested)),
                 });
                 walked.map_err(Obstacle::Key)??;
             }
         }
         done += now;
         at += u64::from(now);
+    }
+    Ok(())
+}
+
+/// To the page that stands for no memory, as often as it takes.
+fn null(
+    spec: NullKeySpec,
+    (caller, need): (Caller, Access),
+    piece: &Piece,
+    spans: &mut Vec<Span>,
+) -> Result<(), Obstacle> {
+    spec.authorize(caller, need).map_err(Obstacle::Key)?;
+    let mut left = piece.now;
+    while left > 0 {
+        let now = left.min(PAGE_SIZE as u32);
+        span(spec.page, now, spans);
+        left -= now;
     }
     Ok(())
 }
@@ -160,7 +178,7 @@ fn window(
     let inner = Piece { key: bound.region, address: bound.in_region(offset), ..*piece };
     let walked = keys.with(bound.region, |target| match target {
         Target::Pages(spec) => pages(spec, (caller, direction.local()), direction, &inner, spans),
-        Target::Indirect(_) | Target::Window(_) => Err(Obstacle::Key(KeyViolation::Nested)),
+        _ => Err(Obstacle::Key(KeyViolation::Nested)),
     });
     walked.map_err(Obstacle::Key)?
 }
@@ -228,7 +246,7 @@ fn vanished(keys: &KeyTable, pieces: &[Piece], mut done: usize) -> Obstacle {
 fn below(keys: &KeyTable, piece: &Piece, done: u32) -> Option<Obstacle> {
     let named = keys.with(piece.key, |target| {
         let spec = match target {
-            Target::Pages(_) => return None,
+            Target::Pages(_) | Target::Null(_) => return None,
             Target::Indirect(spec) => spec,
             Target::Window(bound) => {
                 let offset = piece.address.0 - bound.base().0 + u64::from(done);

@@ -2,6 +2,8 @@
 
 mod attributes;
 mod burst;
+mod completion;
+mod device_memory;
 mod epoch;
 mod fast;
 mod faults;

@@ -21,7 +21,7 @@ pub use window::{WindowKind, WindowSpec};
 
 use super::page_list::PageList;
 use super::pd::{Pd, PdError};
-use crate::addr::RegionAddr;
+use crate::addr::{DmaAddr, RegionAddr};
 use crate::sync::Arc;
 use crate::wire::{Key, Qpn};
 
@@ -189,11 +189,18 @@ pub(super) enum Target {
     Pages(KeySpec),
     Indirect(Box<IndirectKeySpec>),
     Window(BoundWindow),
+    Null(NullKeySpec),
 }
 
 impl From<KeySpec> for Target {
     fn from(spec: KeySpec) -> Self {
         Self::Pages(spec)
+    }
+}
+
+impl From<NullKeySpec> for Target {
+    fn from(spec: NullKeySpec) -> Self {
+        Self::Null(spec)
     }
 }
 
@@ -209,6 +216,7 @@ impl Target {
             Self::Pages(spec) => spec.pd,
             Self::Indirect(spec) => spec.pd,
             Self::Window(bound) => bound.pd,
+            Self::Null(spec) => spec.pd,
         }
     }
 
@@ -216,7 +224,7 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.access = access,
             Self::Indirect(spec) => spec.access = access,
-            Self::Window(_) => unreachable!("a window is not registered"),
+            Self::Window(_) | Self::Null(_) => unreachable!("neither is registered"),
         }
     }
 
@@ -224,7 +232,7 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.check(),
             Self::Indirect(spec) => spec.check(),
-            Self::Window(_) => Ok(()),
+            Self::Window(_) | Self::Null(_) => Ok(()),
         }
     }
 
@@ -240,7 +248,25 @@ impl Target {
             Self::Pages(spec) => spec.authorize(caller.pd, need, address, length),
             Self::Indirect(spec) => spec.authorize(caller.pd, need, address, length),
             Self::Window(bound) => bound.authorize(caller, need, address, length),
+            Self::Null(spec) => spec.authorize(caller, need).map(|()| 0),
         }
+    }
+}
+
+/// A local key whose memory is none: one page of the device, again and again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NullKeySpec {
+    pub(super) pd: Pd,
+    pub(super) page: DmaAddr,
+}
+
+impl NullKeySpec {
+    pub(super) fn authorize(&self, caller: Caller, need: Access) -> Result<(), KeyViolation> {
+        if caller.pd != self.pd {
+            return Err(KeyViolation::OtherPd);
+        }
+        // Nothing remote is allowed by it.
+        if Access::LOCAL_WRITE.contains(need) { Ok(()) } else { Err(KeyViolation::NotAllowed) }
     }
 }
 

@@ -236,7 +236,7 @@ impl KeyTable {
             Target::Pages(spec) => {
                 Ok((spec.access, spec.authorize(caller.pd, Access::empty(), address, length)))
             }
-            Target::Indirect(_) | Target::Window(_) => Err(ManagementError::NotBindable { region }),
+            _ => Err(ManagementError::NotBindable { region }),
         };
         let looked = self.with(region, look).map_err(|_| ManagementError::Unknown { key: region })?;
         let (rights, bounds) = looked?;
