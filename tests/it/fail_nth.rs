@@ -138,7 +138,7 @@ fn registers_fast(stand: &Stand, (pd, cq): (Pd, &Arc<CompletionQueue>)) -> Resul
         let memory = FastMemory::Gaps(IndirectList::new(vec![memory]).expect("one entry"));
         hca.map_fast_key(key, FastMap { address: RegionAddr(0), memory }).expect("room for one entry");
         let qp = hca.create_qp(&QpSpec::new(pd, cq)).map_err(|error| error.to_string())?;
-        qp.connect(qp.address()).expect("a fresh queue pair connects");
+        qp.connect(qp.address()).map_err(|error| error.to_string())?;
         let requests = [SendRequest::register(1, key, Rights::REMOTE_READ), SendRequest::invalidate(2, key)];
         qp.post_send_list(&requests).map_err(|(_, error)| error.to_string())?;
         let mut ended = Vec::new();

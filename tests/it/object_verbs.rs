@@ -83,7 +83,7 @@ fn binds(stand: &Stand, (pd, cq): (Pd, &Arc<CompletionQueue>), kind: WindowKind)
 fn on_window(stand: &Stand, (pd, cq): (Pd, &Arc<CompletionQueue>), bind: WindowBind) -> Result<Made, String> {
     let hca = stand.bed.machine.near.hca();
     let qp = hca.create_qp(&QpSpec::new(pd, cq)).map_err(words)?;
-    qp.connect(qp.address()).expect("a fresh queue pair connects");
+    qp.connect(qp.address()).map_err(words)?;
     qp.post_send(&SendRequest::new(1, Operation::Bind(bind), &[])).map_err(words)?;
     let mut ended = Vec::new();
     while cq.poll(&mut ended, 1).expect("no overrun") == 0 {

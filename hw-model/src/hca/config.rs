@@ -69,8 +69,14 @@ pub struct Limits {
     pub sges: u32,
     /// Bytes of one message.
     pub message_bytes: u32,
-    /// RDMA reads outstanding on one queue pair, as requester and as responder each.
+    /// RDMA reads and atomics outstanding on one queue pair, as requester and as responder each; 255 at most.
     pub reads: u32,
+    /// Requests outstanding on one receive queue, shared or not.
+    pub recv_requests: u32,
+    /// Shared receive queues.
+    pub srqs: u32,
+    /// Bytes that a request can carry inline.
+    pub inline_bytes: u32,
 }
 
 impl Default for Limits {
@@ -88,8 +94,22 @@ impl Default for Limits {
             sges: 32,
             message_bytes: 1 << 30,
             reads: 16,
+            recv_requests: 1 << 14,
+            srqs: 1 << 16,
+            inline_bytes: 1024,
         }
     }
+}
+
+/// What a responder does with a request that needs a page that is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FaultPolicy {
+    /// As real devices do: it tells its peer to come again (RNR NAK) and drops what comes meanwhile. What an unreliable
+    /// service brings is lost.
+    #[default]
+    NotReady,
+    /// As rdma_rxe does: it keeps the request and what comes behind it, and goes on when the page is there.
+    Wait,
 }
 
 /// What an HCA is built with. Start from the default and change what matters.
@@ -114,6 +134,8 @@ pub struct HcaConfig {
     pub rnr_retry: u8,
     /// Page-fault events that can wait for software.
     pub fault_queue_depth: u32,
+    /// What a responder does with a request that needs a page that is not there.
+    pub fault_policy: FaultPolicy,
     /// What keys and first sequence numbers are drawn from. Two devices with one seed give the same keys.
     pub seed: u64,
     /// Destroyed keys that are not given out again, the latest so many.
@@ -141,6 +163,7 @@ impl Default for HcaConfig {
             retry_count: 7,
             rnr_retry: 7,
             fault_queue_depth: 1024,
+            fault_policy: FaultPolicy::NotReady,
             seed: 0,
             key_quarantine: 1 << 16,
             callers_drive: true,
@@ -156,6 +179,17 @@ impl HcaConfig {
     #[must_use]
     pub fn simulated(seed: u64) -> Self {
         Self { seed, callers_drive: false, micro_steps: true, ..Self::default() }
+    }
+
+    /// The most bytes that one packet brings to memory: a datagram comes with its global route header.
+    pub(super) const fn payload_bytes(&self) -> usize {
+        self.path_mtu.bytes() as usize + super::qp::GRH_BYTES as usize
+    }
+
+    /// [`Limits::reads`] as a queue pair's attribute, which has 8 bits.
+    #[must_use]
+    pub(super) fn most_reads(&self) -> u8 {
+        u8::try_from(self.limits.reads).unwrap_or(u8::MAX)
     }
 }
 

@@ -4,13 +4,16 @@ use super::config::{HcaConfig, NewHcaError, PathMtu};
 use super::cq::Moderator;
 use super::device_memory::Internal;
 use super::engine::{Engine, Step};
-use super::events::AsyncEvents;
+use super::events::{AsyncEvent, AsyncEvents};
 use super::fault::{FaultOutcome, FaultQueue, FaultToken};
 use super::key::KeyTable;
 use super::mailbox::Mailbox;
 use super::pd::{Pd, PdError, PdTable};
 use super::points;
-use super::qp::{CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition};
+use super::qp::{
+    CreateQpError, CreateSrqError, ModifyQpError, QpAddress, QpAttributes, QpChange, QpSpec, QueuePair,
+    RecvQueue, SharedReceiveQueue, SrqSpec,
+};
 use super::stats::{Counters, HcaStats, LiveObjects};
 use super::time::Time;
 use crate::bus::{DmaPort, MAX_SLOTS};
@@ -18,7 +21,7 @@ use crate::fault_plan::Points;
 use crate::link::{Ingress, Link};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
-use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn};
+use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn, Srqn};
 use crossbeam::sync::Parker;
 use hashbrown::HashSet;
 use rand::{Rng, SeedableRng};
@@ -57,6 +60,7 @@ pub struct Hca {
     pub(super) ahs: AtomicU32,
     pub(super) internal: Mutex<Option<Internal>>,
     qps: Mutex<QpNumbers>,
+    srqs: SrqNumbers,
     origin: Instant,
 }
 
@@ -64,6 +68,31 @@ struct QpNumbers {
     live: HashSet<Qpn>,
     last: u32,
     random: ChaCha20Rng,
+}
+
+/// The numbers of shared receive queues.
+#[derive(Default)]
+struct SrqNumbers(Mutex<HashSet<Srqn>>);
+
+impl SrqNumbers {
+    fn give(&self, max: u32) -> Option<Srqn> {
+        let mut live = self.0.lock();
+        if live.len() >= max as usize {
+            return None;
+        }
+        // Few are in use at a time, so the first free one is near.
+        let number = (1..).map(Srqn).find(|number| !live.contains(number))?;
+        live.insert(number);
+        Some(number)
+    }
+
+    fn take_back(&self, number: Srqn) {
+        self.0.lock().remove(&number);
+    }
+
+    fn live(&self) -> u64 {
+        self.0.lock().len() as u64
+    }
 }
 
 /// The receiving side: every packet to the mailbox of the engine that has its queue pair.
@@ -146,10 +175,7 @@ impl Hca {
             faults: FaultQueue::new(config.fault_queue_depth),
             events: Arc::new(AsyncEvents::new()),
             moderator: Arc::new(Moderator::new()),
-            pool: PayloadPool::new(
-                config.path_mtu.bytes() as usize,
-                BUFFERS_AN_ENGINE * config.engines as usize,
-            ),
+            pool: PayloadPool::new(config.payload_bytes(), BUFFERS_AN_ENGINE * config.engines as usize),
             mailboxes: Arc::clone(&mailboxes),
             counters: slots.iter().map(|_| Counters::default()).collect(),
             config,
@@ -173,6 +199,7 @@ impl Hca {
             ahs: AtomicU32::new(0),
             internal: Mutex::new(None),
             qps: Mutex::new(qps),
+            srqs: SrqNumbers::default(),
             origin: Instant::now(),
         });
         hca.device.link.attach(Arc::new(Inbox { mailboxes, hca: Arc::downgrade(&hca) }));
@@ -222,16 +249,7 @@ impl Hca {
     /// See [`CreateQpError`].
     pub fn create_qp(self: &Arc<Self>, spec: &QpSpec) -> Result<Arc<QueuePair>, CreateQpError> {
         let limits = &self.device.config.limits;
-        if !Arc::ptr_eq(spec.send_cq.hca(), self) {
-            return Err(CreateQpError::OtherDevice);
-        }
-        if spec.max_send_requests == 0 || spec.max_send_requests > limits.send_requests {
-            let requests = spec.max_send_requests;
-            return Err(CreateQpError::SendRequests { requests, max: limits.send_requests });
-        }
-        if spec.max_sges > limits.sges {
-            return Err(CreateQpError::Sges { sges: spec.max_sges, max: limits.sges });
-        }
+        spec.check(self)?;
         self.pds.hold(spec.pd)?;
         let Some((qpn, psn)) = self.number_qp() else {
             self.pds.release(spec.pd);
@@ -266,10 +284,46 @@ impl Hca {
         self.pds.release(pd);
     }
 
-    pub(super) fn modify_qp(&self, qpn: Qpn, transition: &Transition) -> Result<(), IllegalTransition> {
-        let result = self.engine(qpn).lock().modify(qpn, transition, self.now());
+    pub(super) fn modify_qp(&self, qpn: Qpn, change: &QpChange) -> Result<(), ModifyQpError> {
+        if self.device.points.meet(points::MODIFY_QP).fails() {
+            return Err(ModifyQpError::Refused);
+        }
+        let result = self.engine(qpn).lock().modify(qpn, change, self.now());
         self.device.mailboxes[self.index(qpn)].wake();
-        result.unwrap_or(Err(IllegalTransition { from: QpState::Reset, transition: *transition }))
+        result.unwrap_or(Err(ModifyQpError::Destroyed))
+    }
+
+    pub(super) fn query_qp(&self, qpn: Qpn) -> Result<QpAttributes, ModifyQpError> {
+        self.engine(qpn).lock().query(qpn).ok_or(ModifyQpError::Destroyed)
+    }
+
+    /// A new shared receive queue.
+    ///
+    /// # Errors
+    /// See [`CreateSrqError`].
+    pub fn create_srq(self: &Arc<Self>, spec: &SrqSpec) -> Result<Arc<SharedReceiveQueue>, CreateSrqError> {
+        let limits = &self.device.config.limits;
+        let SrqSpec { pd, max_requests: requests, max_sges: sges } = *spec;
+        if requests == 0 || requests > limits.recv_requests {
+            return Err(CreateSrqError::Requests { requests, max: limits.recv_requests });
+        }
+        if sges > limits.sges {
+            return Err(CreateSrqError::Sges { sges, max: limits.sges });
+        }
+        self.pds.hold(pd)?;
+        let refused = self.device.points.meet(points::CREATE_SRQ).fails();
+        let Some(number) = self.srqs.give(if refused { 0 } else { limits.srqs }) else {
+            self.pds.release(pd);
+            return Err(CreateSrqError::TooMany { max: limits.srqs });
+        };
+        let queue = Arc::new(RecvQueue::new(requests, sges, limits.message_bytes));
+        Ok(SharedReceiveQueue::new(Arc::clone(self), queue, pd, number))
+    }
+
+    pub(super) fn forget_srq(&self, number: Srqn, pd: Pd) {
+        self.device.events.forget(|event| matches!(event, AsyncEvent::SrqLimitReached(of) if *of == number));
+        self.srqs.take_back(number);
+        self.pds.release(pd);
     }
 
     /// The asynchronous events.
@@ -313,6 +367,7 @@ impl Hca {
             channels: u64::from(self.channels.load(Ordering::Relaxed)),
             device_memory: self.device_memory_in_use(),
             ahs: u64::from(self.ahs.load(Ordering::Relaxed)),
+            srqs: self.srqs.live(),
         }
     }
 

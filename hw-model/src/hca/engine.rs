@@ -8,7 +8,7 @@ use super::config::HcaConfig;
 use super::device::Device;
 use super::key::Caller;
 use super::mailbox::Mail;
-use super::qp::{Context, Core, Dma, IllegalTransition, Next, Transition};
+use super::qp::{Context, Core, Dma, ModifyQpError, Next, QpAttributes, QpChange};
 use super::time::Time;
 use super::translate::{Piece, Span, span_capacity, transfer, translate};
 use crate::bus::Slot;
@@ -80,7 +80,7 @@ impl Engine {
     pub(super) fn new(device: Arc<Device>, index: usize, slot: Slot) -> Self {
         let config: &HcaConfig = &device.config;
         let sges = config.limits.sges as usize;
-        let spans = span_capacity(config.path_mtu.bytes() as usize, sges);
+        let spans = span_capacity(config.payload_bytes(), sges);
         Self {
             index,
             slot,
@@ -342,16 +342,21 @@ impl Engine {
     pub(super) fn modify(
         &mut self,
         qpn: Qpn,
-        transition: &Transition,
+        change: &QpChange,
         now: Time,
-    ) -> Option<Result<(), IllegalTransition>> {
+    ) -> Option<Result<(), ModifyQpError>> {
         let mut result = None;
         self.with(qpn, now, |core, context| {
-            result = Some(core.apply(transition, context));
+            result = Some(core.apply(change, context));
             Next::Again
         });
         self.after(qpn);
         result
+    }
+
+    /// What a queue pair is set to.
+    pub(super) fn query(&self, qpn: Qpn) -> Option<QpAttributes> {
+        Some(self.qps.get(&qpn)?.attributes())
     }
 
     /// Ends all that the queue pair has, and forgets it.

@@ -32,7 +32,7 @@ impl FaultToken {
 pub enum FaultKind {
     /// The requester, in the local memory of one of its own work requests.
     ByWorkRequest,
-    /// The responder, in memory that the peer named.
+    /// The responder, in memory that the peer named, or that a receive names.
     ByRemoteAccess,
 }
 

@@ -1,4 +1,4 @@
-//! An RDMA host channel adapter: keys, protection domains, completion queues, RC queue pairs, page faults.
+//! An RDMA host channel adapter: keys, protection domains, completion queues, queue pairs, page faults.
 //!
 //! ```text
 //!   post_send --> send queue --> requester --+                            +--> responder
@@ -17,7 +17,8 @@
 //! answers ([`Hca::resume`]): the requester waits, the responder tells its peer to come again (RNR NAK), other queue pairs
 //! go on.
 //!
-//! Lock order: engine, send queue, completion queue. Nothing is held, allocated or freed inside a burst (see `engine`).
+//! Lock order: engine, send queue, receive queue, completion queue. Nothing is held, allocated or freed inside a burst
+//! (see `engine`).
 
 mod ah;
 mod attributes;
@@ -46,7 +47,7 @@ pub use attributes::{
     AtomicScope, Capabilities, DeviceAttributes, ModerationCapabilities, OnDemandCapabilities,
     OnDemandOperations, PKeyTable, PORT, PortAttributes, PortState, TableError,
 };
-pub use config::{HcaConfig, Limits, NewHcaError, PathMtu};
+pub use config::{FaultPolicy, HcaConfig, Limits, NewHcaError, PathMtu};
 pub use cq::{CompletionQueue, CqSpec, Cqn, CreateCqError, Moderation, Notify, Overrun, ResizeCqError};
 pub use device::Hca;
 pub use device_memory::{
@@ -65,7 +66,8 @@ pub use key::{
 pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
 pub use pd::{Pd, PdError};
 pub use qp::{
-    CreateQpError, IllegalTransition, QpAddress, QpSpec, QpState, QueuePair, Transition, Transport,
+    Attribute, CreateQpError, CreateSrqError, Demands, ModifyQpError, QpAddress, QpAttributes, QpChange,
+    QpSpec, QpState, QueuePair, SharedReceiveQueue, SrqLimitError, SrqSpec, Transport, demands,
 };
 pub use request::{
     AddressVector, Attached, Completion, DatagramSource, Destination, Operation, OperationCode, PostError,

@@ -16,6 +16,10 @@ pub const ALLOC_DEVICE_MEMORY: Point = Point::fallible("hca.alloc_device_memory"
 pub const CREATE_AH: Point = Point::fallible("hca.create_ah");
 /// Making a queue pair: its number.
 pub const CREATE_QP: Point = Point::fallible("hca.create_qp");
+/// Changing a queue pair.
+pub const MODIFY_QP: Point = Point::fallible("hca.modify_qp");
+/// Making a shared receive queue: its number.
+pub const CREATE_SRQ: Point = Point::fallible("hca.create_srq");
 /// Making a key, of any sort.
 pub const CREATE_KEY: Point = Point::fallible("hca.create_key");
 /// Changing a key: it stays as it was.
@@ -26,7 +30,7 @@ pub const FAULT_EVENT: Point = Point::fallible("hca.fault_event");
 pub const MEMORY_MANAGEMENT: Point = Point::fallible("hca.memory_management");
 
 /// All of them.
-pub const ALL: [Point; 11] = [
+pub const ALL: [Point; 13] = [
     ALLOC_PD,
     CREATE_CQ,
     CREATE_CHANNEL,
@@ -34,6 +38,8 @@ pub const ALL: [Point; 11] = [
     ALLOC_DEVICE_MEMORY,
     CREATE_AH,
     CREATE_QP,
+    MODIFY_QP,
+    CREATE_SRQ,
     CREATE_KEY,
     REREG_KEY,
     FAULT_EVENT,

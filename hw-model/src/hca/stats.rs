@@ -119,4 +119,6 @@ pub struct LiveObjects {
     pub device_memory: u64,
     /// Address handles.
     pub ahs: u64,
+    /// Shared receive queues.
+    pub srqs: u64,
 }

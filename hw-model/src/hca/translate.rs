@@ -8,7 +8,7 @@ use super::key::{
     MIN_INDIRECT_ENTRY, NullKeySpec, Target,
 };
 use crate::addr::{DmaAddr, PAGE_SIZE, RegionAddr};
-use crate::bus::{DmaError, DmaPort, MemoryError};
+use crate::bus::{AtomicOp, DmaError, DmaPort, MemoryError};
 use crate::wire::Key;
 
 /// A part of a message in one region.
@@ -36,6 +36,8 @@ pub(super) enum Direction {
     Gather,
     /// From a payload to memory.
     Scatter,
+    /// One word of memory is changed, and what it was goes to the payload.
+    Atomic(AtomicOp),
 }
 
 impl Direction {
@@ -44,7 +46,7 @@ impl Direction {
     fn local(self) -> Access {
         match self {
             Self::Gather => Access::empty(),
-            Self::Scatter => Access::LOCAL_WRITE,
+            Self::Scatter | Self::Atomic(_) => Access::LOCAL_WRITE,
         }
     }
 }
@@ -58,6 +60,8 @@ pub(super) enum Obstacle {
     Page { key: Key, address: RegionAddr, rest: u64 },
     /// The bus refused: a mistake of the software above, never an ordinary event.
     Refused(DmaError),
+    /// An atomic on a word that is not aligned in memory, whatever its address says.
+    Misaligned,
 }
 
 /// Fills `spans` with where the bytes of `pieces` are. `spans` has room (see [`span_capacity`]): it does not grow.
@@ -96,7 +100,7 @@ fn pages(
         let entry = spec.pages.load(at >> spec.pages.page_shift()).unwrap_or_default();
         let usable = match direction {
             Direction::Gather => entry.is_valid(),
-            Direction::Scatter => entry.is_writable(),
+            Direction::Scatter | Direction::Atomic(_) => entry.is_writable(),
         };
         if !usable {
             return Err(missing(piece, done));
@@ -209,8 +213,13 @@ pub(super) fn transfer(
         let moved = match direction {
             Direction::Gather => port.read(span.address, bytes),
             Direction::Scatter => port.write(span.address, bytes),
+            Direction::Atomic(_) if spans.len() > 1 => return Err(Obstacle::Misaligned),
+            Direction::Atomic(op) => {
+                port.atomic(span.address, op).map(|before| bytes.copy_from_slice(&before.to_le_bytes()))
+            }
         };
         match moved {
+            Err(DmaError::Memory(MemoryError::Misaligned { .. })) => return Err(Obstacle::Misaligned),
             Ok(()) => done += span.length as usize,
             // The page went away before its entry did. Its notification is on the way: ask for the page again.
             Err(DmaError::Memory(MemoryError::Vanished { .. })) => return Err(vanished(keys, pieces, done)),

@@ -11,6 +11,7 @@ mod indirect;
 mod links;
 mod refusals;
 mod rereg;
+mod send;
 mod threads;
 mod transfer;
 mod transport;

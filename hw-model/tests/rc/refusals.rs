@@ -3,8 +3,8 @@
 use crate::world::{ALL, Pair, config, pattern};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
-    Access, CreateKeyError, CreateQpError, HcaConfig, IllegalTransition, Key, KeySpec, Limits, PageList,
-    PathMtu, PdError, PostError, QpSpec, QpState, Remote, SendRequest, Sge, Status, Transition, UnknownKey,
+    Access, CreateKeyError, CreateQpError, HcaConfig, Key, KeySpec, Limits, ModifyQpError, PageList, PathMtu,
+    PdError, PostError, QpChange, QpSpec, QpState, Remote, SendRequest, Sge, Status, Transport, UnknownKey,
 };
 use hw_model::sync::Arc;
 
@@ -278,8 +278,10 @@ fn objects_are_refused_for_what_is_wrong_with_them() {
 #[test]
 fn an_illegal_transition_changes_nothing() {
     let pair = Pair::new(config());
-    let error = pair.qa.modify(Transition::Init).expect_err("ready to send is not reset");
-    assert_eq!(error, IllegalTransition { from: QpState::ReadyToSend, transition: Transition::Init });
+    let (from, to) = (QpState::ReadyToSend, QpState::Init);
+    let error = pair.qa.modify(&QpChange::to(to)).expect_err("ready to send is not reset");
+    let transport = Transport::ReliableConnection;
+    assert_eq!(error, ModifyQpError::IllegalTransition { from, to, transport });
     assert_eq!(pair.qa.state(), QpState::ReadyToSend);
 }
 

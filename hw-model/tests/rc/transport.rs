@@ -2,8 +2,8 @@
 
 use crate::world::{Host, Pair, config, connect, pattern};
 use hw_model::hca::{
-    AckTimeout, FaultOutcome, Gid, HcaConfig, PathMtu, Psn, QpState, Qpn, Remote, SendRequest, Status,
-    Transition,
+    AckTimeout, FaultOutcome, Gid, HcaConfig, PathMtu, Psn, QpChange, QpState, Qpn, Remote, SendRequest,
+    Status,
 };
 use hw_model::link::{Fabric, FaultyLink, Ingress, Link, LossRates};
 use hw_model::sync::{Arc, Mutex};
@@ -160,7 +160,7 @@ fn the_error_state_and_destruction_flush_what_is_posted() {
         if destroy {
             pair.qa = pair.a.qp();
         } else {
-            pair.qa.modify(Transition::Error).expect("always possible");
+            pair.qa.modify(&QpChange::to(QpState::Error)).expect("always possible");
         }
         let ends: Vec<_> = pair.a.take().iter().map(|c| (c.id.0, c.status)).collect();
         assert_eq!(ends, (0..5).map(|id| (id, Status::FlushError)).collect::<Vec<_>>());
@@ -177,7 +177,7 @@ fn a_reset_queue_pair_can_be_connected_again() {
     let beyond = remote.remote(1);
     assert_eq!(pair.ask(&SendRequest::write(1, &sges, beyond)), Status::RemoteAccessError);
     for qp in [&pair.qa, &pair.qb] {
-        qp.modify(Transition::Reset).expect("always possible");
+        qp.modify(&QpChange::to(QpState::Reset)).expect("always possible");
     }
     connect(&pair.qa, &pair.qb);
     assert_eq!(pair.ask(&SendRequest::write(2, &sges, remote.remote(0))), Status::Success);

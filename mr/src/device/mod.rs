@@ -9,8 +9,8 @@ use crate::dma::LinkError;
 use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
-    Access, Completion, CreateCqError, CreateKeyError, CreateQpError, IllegalTransition, Key, Overrun,
-    PdError, PostError, QpAddress, SendRequest, Sge,
+    Access, Completion, CreateCqError, CreateKeyError, CreateQpError, Key, ModifyQpError, Overrun, PdError,
+    PostError, QpAddress, SendRequest, Sge,
 };
 use hw_model::sync::Arc;
 use odp::fault::{FaultFailure, Want};
@@ -287,8 +287,8 @@ pub trait QueuePair: Send + Sync {
     /// Connects it, from reset to ready to send.
     ///
     /// # Errors
-    /// [`IllegalTransition`] if it is not in the reset state.
-    fn connect(&self, peer: QpAddress) -> Result<(), IllegalTransition>;
+    /// [`ModifyQpError`] if it is not in the reset state.
+    fn connect(&self, peer: QpAddress) -> Result<(), ModifyQpError>;
     /// Posts a send request.
     ///
     /// # Errors

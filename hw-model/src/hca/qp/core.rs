@@ -1,77 +1,25 @@
 //! The protocol state of one queue pair, owned by its engine.
 
+use super::attributes::{ModifyQpError, QpAttributes, QpChange, pkey};
 use super::queue::{Overran, Shared};
 use super::requester::Requester;
 use super::responder::Responder;
-use super::{IllegalTransition, QpAddress, QpState, Transition};
+use super::work::{Context, Dma, Next, Route, Work};
+use super::{QpState, Transport};
 use crate::hca::config::HcaConfig;
-use crate::hca::device::Device;
-use crate::hca::fault::{FaultAccess, FaultKind, FaultOutcome, FaultToken, FaultWait, PageFault};
+use crate::hca::fault::{FaultKind, FaultOutcome, FaultToken};
 use crate::hca::key::Access;
-use crate::hca::points;
 use crate::hca::request::Status;
-use crate::hca::stats::Counters;
 use crate::hca::time::Time;
-use crate::hca::translate::{Direction, Obstacle, Piece};
+use crate::hca::translate::Obstacle;
 use crate::sync::Arc;
-use crate::wire::{Header, Packet, Payload, Psn};
-
-/// What a queue pair's protocol works with for the length of one call.
-pub(in crate::hca) struct Context<'a> {
-    pub(in crate::hca) now: Time,
-    pub(in crate::hca) device: &'a Device,
-    pub(in crate::hca) counters: &'a Counters,
-    /// Filled with what a [`Dma`] moves.
-    pub(in crate::hca) pieces: &'a mut Vec<Piece>,
-}
-
-/// What a queue pair wants next.
-pub(in crate::hca) enum Next {
-    /// Nothing, until a packet, a post, an answer or its deadline.
-    Nothing,
-    /// It has done something that needed no DMA, and may want more.
-    Again,
-    /// Bytes are to be moved; their places are in [`Context::pieces`].
-    Dma(Dma),
-    /// The oldest request fails, and with it the queue pair.
-    Fail(Status),
-    /// The queue pair goes to the error state.
-    Close,
-}
-
-/// A DMA of one packet's payload, and what comes after.
-pub(in crate::hca) struct Dma {
-    pub(in crate::hca) direction: Direction,
-    pub(in crate::hca) need: Access,
-    pub(in crate::hca) payload: Payload,
-    pub(in crate::hca) work: Work,
-}
-
-/// What a DMA is a part of.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::hca) enum Work {
-    /// Requester: gather the payload of a request packet, then send it.
-    Request { header: Header, psn: Psn, ack_request: bool },
-    /// Requester: scatter a read response.
-    Land { psn: Psn },
-    /// Responder: scatter a write request.
-    Place { header: Header, psn: Psn, ack_request: bool },
-    /// Responder: gather a read response, then send it.
-    Respond { header: Header, psn: Psn },
-}
-
-/// Where packets of a connected queue pair go, and how large they are.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Route {
-    pub(super) peer: QpAddress,
-    pub(super) mtu: crate::hca::config::PathMtu,
-}
+use crate::wire::{Packet, Service};
 
 /// The protocol state of one queue pair.
 pub(in crate::hca) struct Core {
     pub(in crate::hca) shared: Arc<Shared>,
-    state: QpState,
-    first_psn: Psn,
+    attributes: QpAttributes,
+    /// Of a connected queue pair that knows its peer.
     route: Option<Route>,
     requester: Requester,
     responder: Responder,
@@ -84,70 +32,15 @@ pub(in crate::hca) struct Core {
     pub(in crate::hca) timer: Option<Time>,
 }
 
-impl Context<'_> {
-    /// Sends one packet to the queue pair's peer.
-    pub(super) fn send(&self, route: &Route, psn: Psn, ack_request: bool, header: Header, payload: Payload) {
-        self.counters.packets_sent.add(1);
-        self.counters.bytes_sent.add(payload.len() as u64);
-        let packet = Packet::reliable(self.device.gid, (route.peer.gid, route.peer.qpn), psn, header);
-        self.device.link.send(Packet { ack_request, payload, ..packet });
-    }
-
-    /// A payload buffer.
-    pub(super) fn payload(&self, bytes: u32) -> Payload {
-        self.device.pool.take(bytes as usize)
-    }
-
-    /// Asks software for a page.
-    pub(super) fn ask(
-        &self,
-        shared: &Shared,
-        kind: FaultKind,
-        at: PageAt,
-        direction: Direction,
-    ) -> FaultWait {
-        let token = FaultToken { qpn: shared.qpn, side: kind, serial: 0 };
-        let access = match direction {
-            Direction::Gather => FaultAccess::Read,
-            Direction::Scatter => FaultAccess::Write,
-        };
-        let PageAt { key, address, rest } = at;
-        let fault = PageFault { token, qpn: shared.qpn, key, kind, address, length: rest, access };
-        let refused = self.device.points.meet(points::FAULT_EVENT).fails();
-        let posted = if refused { None } else { self.device.faults.post(fault).ok() };
-        match posted {
-            Some(token) => {
-                match kind {
-                    FaultKind::ByWorkRequest => self.counters.faults_by_work_request.add(1),
-                    FaultKind::ByRemoteAccess => self.counters.faults_by_remote_access.add(1),
-                }
-                FaultWait::Asked(token)
-            }
-            None => {
-                self.counters.fault_queue_full.add(1);
-                FaultWait::Unasked { until: self.now.after(self.device.config.rnr_timer.nanoseconds()) }
-            }
-        }
-    }
-}
-
-/// A page that is missing, and how much of the message lies behind it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PageAt {
-    pub(super) key: crate::wire::Key,
-    pub(super) address: crate::addr::RegionAddr,
-    pub(super) rest: u64,
-}
-
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>, first_psn: Psn, config: &HcaConfig) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, access: Access, config: &HcaConfig) -> Self {
+        let attributes = QpAttributes::new(access, config);
         Self {
             shared,
-            state: QpState::Reset,
-            first_psn,
+            requester: Requester::new(&attributes),
+            responder: Responder::new(&attributes),
+            attributes,
             route: None,
-            requester: Requester::new(first_psn, config),
-            responder: Responder::new(Psn::default(), config),
             responder_next: false,
             incarnation: 0,
             queued: false,
@@ -155,44 +48,81 @@ impl Core {
         }
     }
 
-    /// Changes the state.
+    /// What it is set to.
+    pub(in crate::hca) fn attributes(&self) -> QpAttributes {
+        let state = self.attributes.state;
+        let mut attributes = self.attributes;
+        if state.receives() {
+            attributes.rq_psn = self.responder.expected();
+        }
+        if state.sends() {
+            attributes.sq_psn = self.requester.next_psn();
+        }
+        attributes.draining = state == QpState::SendQueueDrain && !self.requester.is_drained();
+        attributes
+    }
+
+    /// Changes the attributes, and the state with them.
     pub(in crate::hca) fn apply(
         &mut self,
-        transition: &Transition,
+        change: &QpChange,
         context: &mut Context<'_>,
-    ) -> Result<(), IllegalTransition> {
-        let state = self.state.after(transition)?;
-        let config = &context.device.config;
-        match transition {
-            Transition::Init => {}
-            Transition::ReadyToReceive { peer } => {
-                self.responder = Responder::new(peer.psn, config);
-                self.route = Some(Route { peer: *peer, mtu: config.path_mtu });
-            }
-            Transition::ReadyToSend => {
-                if self.state != QpState::ReadyToSend {
-                    self.requester = Requester::new(self.first_psn, config);
-                }
-            }
-            Transition::Error => {
+    ) -> Result<(), ModifyQpError> {
+        let before = self.attributes.state;
+        let after = self.attributes.after(change, self.shared.transport, &context.device.config)?;
+        match after.state {
+            QpState::Error => {
                 self.enter_error(context);
                 return Ok(());
             }
-            Transition::Reset => {
+            QpState::Reset => {
                 self.enter_error(context);
                 self.route = None;
+                self.attributes = QpAttributes::new(after.access, &context.device.config);
             }
+            _ => self.attributes = after,
         }
-        self.set_state(state);
-        if state == QpState::Reset {
+        if after.state.receives() {
+            self.route = self.route_to_peer();
+        }
+        match (before, after.state) {
+            (QpState::Init, QpState::ReadyToReceive) => self.responder = Responder::new(&after),
+            (QpState::ReadyToReceive, QpState::ReadyToSend) => self.requester = Requester::new(&after),
+            _ => {}
+        }
+        self.requester.set(&after, change.notify_drained == Some(true));
+        self.responder.set(&after);
+        self.set_state(after.state);
+        if after.state == QpState::Reset {
             // What was posted while the queue pair passed through the error state.
             self.flush(context);
         }
         Ok(())
     }
 
+    /// The way to the peer of a connected queue pair.
+    fn route_to_peer(&self) -> Option<Route> {
+        let set = &self.attributes;
+        let path = set.path?;
+        let service = match self.shared.transport {
+            Transport::ReliableConnection => Service::ReliableConnection,
+            Transport::UnreliableConnection => Service::UnreliableConnection,
+            // A request puts its queue in.
+            Transport::ExtendedInitiator | Transport::ExtendedTarget => Service::ExtendedConnection(None),
+            Transport::UnreliableDatagram => return None,
+        };
+        Some(Route {
+            gid: path.gid,
+            qpn: set.dest_qpn,
+            global: path.route,
+            mtu: set.path_mtu,
+            pkey: pkey(set.pkey_index),
+            service,
+        })
+    }
+
     fn set_state(&mut self, state: QpState) {
-        self.state = state;
+        self.attributes.state = state;
         self.shared.set_state(state);
     }
 
@@ -200,66 +130,98 @@ impl Core {
     pub(in crate::hca) fn enter_error(&mut self, context: &mut Context<'_>) {
         self.incarnation += 1;
         self.set_state(QpState::Error);
-        self.responder = Responder::new(Psn::default(), &context.device.config);
         self.flush(context);
+        self.responder = Responder::new(&self.attributes);
+    }
+
+    /// A request of an unreliable service failed: its send queue stops, and the receive queue goes on (10.3.1.6).
+    fn enter_send_error(&mut self, context: &Context<'_>) {
+        self.set_state(QpState::SendQueueError);
+        self.flush_sends(context);
     }
 
     fn flush(&mut self, context: &Context<'_>) {
+        self.flush_sends(context);
+        self.responder.flush(&self.shared, context);
+    }
+
+    fn flush_sends(&mut self, context: &Context<'_>) {
         self.requester.flush(&self.shared, context);
         while let Some(wqe) = self.shared.take() {
-            // The queue pair is in the error state already; there is nothing more that an overrun could do to it.
+            // The queue pair is in an error state already; there is nothing more that an overrun could do to it.
             let _: Result<(), Overran> = self.shared.complete(&wqe, Status::FlushError, context.counters);
         }
     }
 
     /// Does what can be done without DMA up to the next DMA.
     pub(in crate::hca) fn next(&mut self, context: &mut Context<'_>) -> Next {
-        let next = match (self.state, &self.route) {
-            (QpState::Error, _) => {
+        let state = self.attributes.state;
+        match state {
+            QpState::Error => {
                 self.flush(context);
                 return Next::Nothing;
             }
-            (QpState::ReadyToReceive, Some(route)) => self.responder.next(route, context),
-            (QpState::ReadyToSend, Some(route)) => {
-                // In turns, so that neither a long read by the peer nor a long write to it starves the other way.
-                self.responder_next = !self.responder_next;
-                let first = if self.responder_next {
-                    self.responder.next(route, context)
-                } else {
-                    self.requester.next(route, &self.shared, context)
-                };
-                match first {
-                    Next::Nothing if self.responder_next => self.requester.next(route, &self.shared, context),
-                    Next::Nothing => self.responder.next(route, context),
-                    other => other,
-                }
-            }
-            _ => return Next::Nothing,
-        };
+            QpState::SendQueueError => self.flush_sends(context),
+            _ if !state.receives() => return Next::Nothing,
+            _ => {}
+        }
+        // In turns, so that neither a long read by the peer nor a long write to it starves the other way.
+        self.responder_next = !self.responder_next || !state.sends();
+        let mut next = self.turn(context);
+        if matches!(next, Next::Nothing) && state.sends() {
+            self.responder_next = !self.responder_next;
+            next = self.turn(context);
+            self.responder_next = !self.responder_next;
+        }
         self.settle(next, context)
+    }
+
+    fn turn(&mut self, context: &mut Context<'_>) -> Next {
+        if self.responder_next {
+            self.responder.next(self.route.as_ref(), &self.shared, context)
+        } else {
+            self.requester.next(self.route.as_ref(), &self.attributes, &self.shared, context)
+        }
     }
 
     /// Takes a packet from the link.
     pub(in crate::hca) fn receive(&mut self, packet: Packet, context: &mut Context<'_>) -> Next {
-        let expected_source = self.route.as_ref().map(|route| route.peer.gid);
-        if !self.state.receives() || expected_source != Some(packet.source) {
+        if !self.attributes.state.receives() || !self.is_for_us(&packet) {
             context.counters.packets_dropped.add(1);
             return Next::Nothing;
         }
-        let Some(route) = &self.route else { return Next::Nothing };
         context.counters.packets_received.add(1);
-        if packet.route.met_congestion() {
-            context.device.link.congested(route.peer.gid, route.peer.qpn);
+        if let Some(route) = self.route.as_ref().filter(|_| packet.route.met_congestion()) {
+            context.device.link.congested(route.gid, route.qpn);
         }
-        let next = if !packet.header.is_response() {
-            self.responder.receive(packet, route, &self.shared, context)
-        } else if self.state == QpState::ReadyToSend {
-            self.requester.receive(packet, route, &self.shared, context)
-        } else {
-            context.counters.packets_dropped.add(1);
-            Next::Nothing
+        let next = match (&self.route, packet.header.is_response()) {
+            (Some(route), true) if self.attributes.state.sends() => {
+                self.requester.receive(packet, route, &self.shared, context)
+            }
+            (_, true) => {
+                context.counters.packets_dropped.add(1);
+                Next::Nothing
+            }
+            (route, false) => self.responder.receive(packet, route.as_ref(), &self.shared, context),
         };
         self.settle(next, context)
+    }
+
+    /// Whether its service, its partition and its peer or queue key are ours (9.6.1): if not, it is dropped silently.
+    fn is_for_us(&self, packet: &Packet) -> bool {
+        let set = &self.attributes;
+        let service = match (self.shared.transport, packet.service) {
+            (Transport::ReliableConnection, Service::ReliableConnection)
+            | (Transport::UnreliableConnection, Service::UnreliableConnection) => true,
+            (Transport::ExtendedInitiator, Service::ExtendedConnection(_)) => packet.header.is_response(),
+            (Transport::ExtendedTarget, Service::ExtendedConnection(_)) => !packet.header.is_response(),
+            (Transport::UnreliableDatagram, Service::UnreliableDatagram(deth)) => deth.qkey == set.qkey,
+            _ => false,
+        };
+        let peer = self.route.as_ref().is_none_or(|route| route.gid == packet.source);
+        let connected = self.route.is_some() || self.shared.transport == Transport::UnreliableDatagram;
+        let partition = packet.pkey.matches(pkey(set.pkey_index));
+        service && peer && connected && partition && packet.header.is_of(packet.service)
     }
 
     /// Takes the result of a DMA that [`Core::next`] or [`Core::receive`] asked for.
@@ -276,10 +238,10 @@ impl Core {
         if let (Err(Obstacle::Key(error)), qpn) = (&result, self.shared.qpn) {
             tracing::debug!(qpn = qpn.0, %error, work = ?dma.work, "key violation");
         }
-        let Some(route) = &self.route else { return Next::Nothing };
+        let route = self.route.as_ref();
         let next = match dma.work {
             Work::Request { .. } | Work::Land { .. } => {
-                self.requester.finish(dma, result, route, &self.shared, context)
+                self.requester.finish(dma, result, (route, &self.attributes), &self.shared, context)
             }
             Work::Place { .. } | Work::Respond { .. } => {
                 self.responder.finish(dma, result, route, &self.shared, context)
@@ -303,31 +265,42 @@ impl Core {
 
     /// When the queue pair wants to be called even if nothing else happens.
     pub(in crate::hca) fn deadline(&self) -> Option<Time> {
-        if self.state == QpState::ReadyToSend { self.requester.deadline() } else { None }
+        let state = self.attributes.state;
+        let requester = self.requester.deadline().filter(|_| state.sends());
+        let responder = self.responder.deadline().filter(|_| state.receives());
+        match (requester, responder) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
     }
 
     /// Its deadline may have come.
     pub(in crate::hca) fn on_time(&mut self, context: &mut Context<'_>) {
-        if self.state == QpState::ReadyToSend {
+        if self.attributes.state.sends() {
             let next = self.requester.on_time(context);
             self.settle(next, context);
         }
     }
 
-    /// Carries out what ends a queue pair.
+    /// Carries out what ends a queue pair, or its send queue.
     fn settle(&mut self, next: Next, context: &mut Context<'_>) -> Next {
-        let next = match next {
-            Next::Fail(status) => {
-                tracing::debug!(qpn = self.shared.qpn.0, ?status, "request failed");
-                self.requester.end_oldest(status, &self.shared, context);
-                Next::Close
+        let mut close = matches!(next, Next::Close);
+        if let Next::Fail(status) = next {
+            tracing::debug!(qpn = self.shared.qpn.0, ?status, "request failed");
+            self.requester.end_oldest(status, &self.shared, context);
+            if self.shared.transport.is_reliable() {
+                close = true;
+            } else {
+                self.enter_send_error(context);
             }
-            other => other,
-        };
-        if matches!(next, Next::Close) || self.requester.overran {
+        }
+        if close || self.requester.overran || self.responder.overran() {
             self.enter_error(context);
             return Next::Nothing;
         }
-        next
+        match next {
+            Next::Fail(_) => Next::Again,
+            other => other,
+        }
     }
 }

@@ -1,16 +1,15 @@
 //! Software's handle of a queue pair.
 
 use super::core::Core;
-use super::queue::Shared;
-use super::{IllegalTransition, QpState, Transition};
+use super::queue::{Receiving, SendLimits, Shared};
+use super::{ModifyQpError, QpAttributes, QpChange, QpSpec, QpState, RecvQueue};
 use crate::hca::config::HcaConfig;
 use crate::hca::cq::CompletionQueue;
 use crate::hca::device::Hca;
-use crate::hca::key::Access;
-use crate::hca::pd::{Pd, PdError};
-use crate::hca::request::{PostError, SendRequest};
+use crate::hca::pd::Pd;
+use crate::hca::request::{PostError, RecvRequest, SendRequest};
 use crate::sync::Arc;
-use crate::wire::{Gid, Psn, Qpn};
+use crate::wire::{Gid, Psn, QKey, Qpn};
 
 /// What a peer must know to connect to a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,73 +22,12 @@ pub struct QpAddress {
     pub psn: Psn,
 }
 
-/// What a queue pair is made with.
-#[derive(Clone, Debug)]
-pub struct QpSpec {
-    /// Its protection domain.
-    pub pd: Pd,
-    /// Where its send requests complete.
-    pub send_cq: Arc<CompletionQueue>,
-    /// What its peer may do.
-    pub access: Access,
-    /// Requests that can be outstanding.
-    pub max_send_requests: u32,
-    /// Scatter-gather entries that a request can have.
-    pub max_sges: u32,
-}
-
-impl QpSpec {
-    /// 256 requests of 4 entries, and a peer that may write and read.
-    #[must_use]
-    pub fn new(pd: Pd, send_cq: &Arc<CompletionQueue>) -> Self {
-        Self {
-            pd,
-            send_cq: Arc::clone(send_cq),
-            access: Access::REMOTE_WRITE | Access::REMOTE_READ,
-            max_send_requests: 256,
-            max_sges: 4,
-        }
-    }
-}
-
-/// Why a queue pair was not created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CreateQpError {
-    /// No such protection domain.
-    #[error(transparent)]
-    Pd(#[from] PdError),
-    /// The completion queue is another device's.
-    #[error("the completion queue belongs to another device")]
-    OtherDevice,
-    /// There are as many as the device has.
-    #[error("all {max} queue pairs are in use")]
-    TooMany {
-        /// The device's limit.
-        max: u32,
-    },
-    /// The send queue's size is not between one and the limit.
-    #[error("a send queue holds 1 to {max} requests, {requests} were asked for")]
-    SendRequests {
-        /// Asked for.
-        requests: u32,
-        /// The device's limit.
-        max: u32,
-    },
-    /// More scatter-gather entries than the device reads.
-    #[error("a request has up to {max} scatter-gather entries, {sges} were asked for")]
-    Sges {
-        /// Asked for.
-        sges: u32,
-        /// The device's limit.
-        max: u32,
-    },
-}
-
-/// A reliable-connection queue pair. Dropping it destroys it: what was posted ends with a flush error first.
+/// A queue pair. Dropping it destroys it: what was posted ends with a flush error first.
 pub struct QueuePair {
     hca: Arc<Hca>,
     shared: Arc<Shared>,
-    send_cq: Arc<CompletionQueue>,
+    /// What it was made with: it keeps its queues alive.
+    spec: QpSpec,
     address: QpAddress,
 }
 
@@ -101,11 +39,24 @@ impl QueuePair {
         spec: &QpSpec,
         config: &HcaConfig,
     ) -> (Arc<Self>, Core) {
-        let sizes = (spec.max_send_requests, spec.max_sges, config.limits.message_bytes);
-        let ring = Arc::clone(&spec.send_cq.ring);
-        let shared = Arc::new(Shared::new(address.qpn, (spec.pd, spec.access), sizes, ring));
-        let core = Core::new(Arc::clone(&shared), address.psn, config);
-        (Arc::new(Self { hca, shared, send_cq: Arc::clone(&spec.send_cq), address }), core)
+        let message = config.limits.message_bytes;
+        let limits = SendLimits {
+            requests: spec.max_send_requests,
+            sges: spec.max_sges,
+            inline: spec.max_inline,
+            message,
+            signal_all: spec.signal_all,
+        };
+        let own = || Arc::new(RecvQueue::new(spec.max_recv_requests, spec.max_recv_sges, message));
+        let receives = Receiving {
+            queue: Some(spec.srq.as_ref().map_or_else(own, |srq| Arc::clone(&srq.queue))),
+            shared: spec.srq.as_ref().map(|srq| srq.number()),
+            completions: Arc::clone(&spec.recv_cq.ring),
+        };
+        let identity = (address.qpn, spec.pd, spec.transport);
+        let shared = Arc::new(Shared::new(identity, limits, Arc::clone(&spec.send_cq.ring), receives));
+        let core = Core::new(Arc::clone(&shared), spec.access, config);
+        (Arc::new(Self { hca, shared, spec: spec.clone(), address }), core)
     }
 
     /// Its number.
@@ -126,10 +77,22 @@ impl QueuePair {
         self.shared.pd
     }
 
+    /// What it was made with.
+    #[must_use]
+    pub fn spec(&self) -> &QpSpec {
+        &self.spec
+    }
+
     /// Where its send requests complete.
     #[must_use]
     pub fn send_cq(&self) -> &Arc<CompletionQueue> {
-        &self.send_cq
+        &self.spec.send_cq
+    }
+
+    /// Where its receives complete.
+    #[must_use]
+    pub fn recv_cq(&self) -> &Arc<CompletionQueue> {
+        &self.spec.recv_cq
     }
 
     /// The device it belongs to.
@@ -144,28 +107,61 @@ impl QueuePair {
         self.shared.state()
     }
 
-    /// Requests posted that have not ended.
+    /// Send requests posted that have not ended.
     #[must_use]
     pub fn outstanding(&self) -> u32 {
         self.shared.outstanding()
     }
 
-    /// Changes the state.
+    /// Changes the state, and what goes with it (11.2.5.2).
     ///
     /// # Errors
-    /// [`IllegalTransition`]; the state is as before.
-    pub fn modify(&self, transition: Transition) -> Result<(), IllegalTransition> {
-        self.hca.modify_qp(self.shared.qpn, &transition)
+    /// [`ModifyQpError`]; everything is as before.
+    pub fn modify(&self, change: &QpChange) -> Result<(), ModifyQpError> {
+        self.hca.modify_qp(self.shared.qpn, change)
     }
 
-    /// From reset to ready to send, connected to `peer`. Both ends do this before either sends.
+    /// What it is set to (11.2.5.3).
     ///
     /// # Errors
-    /// [`IllegalTransition`] if it is not in the reset state.
-    pub fn connect(&self, peer: QpAddress) -> Result<(), IllegalTransition> {
-        self.modify(Transition::Init)?;
-        self.modify(Transition::ReadyToReceive { peer })?;
-        self.modify(Transition::ReadyToSend)
+    /// [`ModifyQpError::Destroyed`]: never, as this handle keeps it alive.
+    pub fn query(&self) -> Result<QpAttributes, ModifyQpError> {
+        self.hca.query_qp(self.shared.qpn)
+    }
+
+    /// From reset to ready to send, connected to `peer`, as the device's configuration says. Both ends do this before
+    /// either sends. A queue pair of datagrams has no peer: see [`QueuePair::open`].
+    ///
+    /// # Errors
+    /// [`ModifyQpError`] if it is not in the reset state.
+    pub fn connect(&self, peer: QpAddress) -> Result<(), ModifyQpError> {
+        self.bring_up(peer, QKey::default())
+    }
+
+    /// From reset to ready to send, for datagrams that name `qkey`.
+    ///
+    /// # Errors
+    /// [`ModifyQpError`] if it is not in the reset state, or is to be connected.
+    pub fn open(&self, qkey: QKey) -> Result<(), ModifyQpError> {
+        self.bring_up(self.address, qkey)
+    }
+
+    fn bring_up(&self, peer: QpAddress, qkey: QKey) -> Result<(), ModifyQpError> {
+        let (transport, config) = (self.spec.transport, self.hca.config());
+        self.modify(&QpChange::init(transport, self.spec.access, qkey))?;
+        self.modify(&QpChange::ready_to_receive(transport, peer, config))?;
+        self.modify(&QpChange::ready_to_send(transport, self.address.psn, config))
+    }
+
+    /// Posts a receive. Receives are taken in the order in which they were posted.
+    ///
+    /// # Errors
+    /// [`PostError`]; nothing was posted.
+    pub fn post_recv(&self, request: &RecvRequest<'_>) -> Result<(), PostError> {
+        if self.shared.post_receive(request)? {
+            self.hca.doorbell(self.shared.qpn, true);
+        }
+        Ok(())
     }
 
     /// Posts one request and (unless the configuration says that callers do not) runs the engine a little.

@@ -1,31 +1,52 @@
-//! The part of a queue pair that posting threads and the engine share: the queue of posted requests.
+//! The part of a queue pair that posting threads and the engine share: the queues of posted requests.
 
+use super::list::{Data, SgeList};
+use super::receive::{RecvQueue, RecvWqe, Taken};
 use super::{QpState, Transport};
-use crate::addr::RegionAddr;
 use crate::hca::cq::Ring;
-use crate::hca::key::{Access, Caller};
+use crate::hca::key::Caller;
 use crate::hca::pd::Pd;
-use crate::hca::request::{Completion, Operation, PostError, RequestId, SendRequest, Sge, Status};
+use crate::hca::request::{
+    Attached, Completion, Destination, Operation, PostError, RecvRequest, RequestId, SendRequest, Status,
+};
 use crate::hca::stats::Counters;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex};
-use crate::wire::{Key, Qpn};
+use crate::wire::{Qpn, Srqn};
 use std::collections::VecDeque;
 
 /// What posting threads and the engine share of one queue pair.
 pub(in crate::hca) struct Shared {
     pub(in crate::hca) qpn: Qpn,
     pub(in crate::hca) pd: Pd,
-    pub(super) access: Access,
-    pub(super) max_requests: u32,
-    pub(super) max_sges: u32,
-    pub(super) max_message: u32,
-    pub(super) completions: Arc<Ring>,
+    pub(super) transport: Transport,
+    pub(super) limits: SendLimits,
+    pub(super) sends: Arc<Ring>,
+    pub(super) receives: Receiving,
     queue: Mutex<SendQueue>,
     /// Requests posted and not ended.
     outstanding: AtomicU32,
     /// A doorbell is on its way to the engine; another one would say nothing new.
     rung: AtomicBool,
+}
+
+/// How large send requests may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SendLimits {
+    pub(super) requests: u32,
+    pub(super) sges: u32,
+    pub(super) inline: u32,
+    pub(super) message: u32,
+    /// Every request leaves a completion, whatever it says (11.2.4.1).
+    pub(super) signal_all: bool,
+}
+
+/// Where a queue pair's receives come from, and where they complete.
+pub(super) struct Receiving {
+    /// `None`: it has no receives at all (XRC).
+    pub(super) queue: Option<Arc<RecvQueue>>,
+    pub(super) shared: Option<Srqn>,
+    pub(super) completions: Arc<Ring>,
 }
 
 struct SendQueue {
@@ -41,62 +62,36 @@ pub(super) struct Wqe {
     pub(super) length: u32,
     pub(super) signaled: bool,
     pub(super) fence: bool,
-    sges: SgeList,
-}
-
-/// Few entries lie in the request itself: posting them allocates nothing.
-const INLINE_SGES: usize = 2;
-
-#[derive(Debug)]
-enum SgeList {
-    Inline([Sge; INLINE_SGES], u8),
-    Heap(Box<[Sge]>),
-}
-
-impl Wqe {
-    fn new(request: &SendRequest<'_>, length: u32) -> Self {
-        let sges = if request.local.len() <= INLINE_SGES {
-            let mut inline = [Sge { key: Key(0), address: RegionAddr(0), length: 0 }; INLINE_SGES];
-            inline[..request.local.len()].copy_from_slice(request.local);
-            SgeList::Inline(inline, request.local.len() as u8)
-        } else {
-            SgeList::Heap(request.local.into())
-        };
-        let SendRequest { id, operation, signaled, fence, .. } = *request;
-        Self { id, operation, length, signaled, fence, sges }
-    }
-
-    pub(super) fn sges(&self) -> &[Sge] {
-        match &self.sges {
-            SgeList::Inline(list, len) => &list[..usize::from(*len)],
-            SgeList::Heap(list) => list,
-        }
-    }
+    pub(super) solicited: bool,
+    pub(super) destination: Destination,
+    pub(super) data: Data,
 }
 
 /// The queue pair's completion queue has overrun.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Overran;
 
+/// Bytes that an atomic moves (9.4.5).
+pub(super) const WORD: u32 = 8;
+
 impl Shared {
     pub(super) fn new(
-        qpn: Qpn,
-        (pd, access): (Pd, Access),
-        (max_requests, max_sges, max_message): (u32, u32, u32),
-        completions: Arc<Ring>,
+        (qpn, pd, transport): (Qpn, Pd, Transport),
+        limits: SendLimits,
+        sends: Arc<Ring>,
+        receives: Receiving,
     ) -> Self {
         let queue = SendQueue {
             state: QpState::Reset,
-            posted: VecDeque::with_capacity(max_requests.min(256) as usize),
+            posted: VecDeque::with_capacity(limits.requests.min(256) as usize),
         };
         Self {
             qpn,
             pd,
-            access,
-            max_requests,
-            max_sges,
-            max_message,
-            completions,
+            transport,
+            limits,
+            sends,
+            receives,
             queue: Mutex::new(queue),
             outstanding: AtomicU32::new(0),
             rung: AtomicBool::new(false),
@@ -119,40 +114,89 @@ impl Shared {
             }
             taken += 1;
         }
-        (taken, refused, taken > 0 && !self.rung.swap(true, Ordering::SeqCst))
+        (taken, refused, taken > 0 && self.ring())
+    }
+
+    /// True if the engine must be told, and has not been.
+    fn ring(&self) -> bool {
+        !self.rung.swap(true, Ordering::SeqCst)
     }
 
     fn post_one(&self, request: &SendRequest<'_>) -> Result<(), PostError> {
-        let operation = request.operation;
-        use Operation::{Bind, Invalidate, Read, Register, Write};
-        if !matches!(operation, Write(_) | Read(_) | Register { .. } | Bind(_) | Invalidate { .. }) {
-            let transport = Transport::ReliableConnection;
-            return Err(PostError::NotOfTransport { operation: operation.code(), transport });
-        }
-        let entries = request.local.len();
-        let max = if request.operation.is_local() { 0 } else { self.max_sges };
-        if entries > max as usize {
-            return Err(PostError::TooManySges { entries, max });
-        }
-        let bytes: u64 = request.local.iter().map(|sge| u64::from(sge.length)).sum();
-        let length = u32::try_from(bytes).ok().filter(|length| *length <= self.max_message);
-        let length = length.ok_or(PostError::TooLong { bytes, max: self.max_message })?;
-        let wqe = Wqe::new(request, length);
+        let length = self.check(request)?;
+        let data = match request.inline {
+            [] => Data::List(SgeList::new(request.local)),
+            taken => Data::Taken(taken.into()),
+        };
+        let SendRequest { id, operation, destination, fence, solicited, .. } = *request;
+        let signaled = request.signaled || self.limits.signal_all;
+        let wqe = Wqe { id, operation, length, signaled, fence, solicited, destination, data };
         let mut queue = self.queue.lock();
         if !queue.state.takes_requests() {
             return Err(PostError::State { qpn: self.qpn, state: queue.state });
         }
-        if self.outstanding.load(Ordering::Relaxed) >= self.max_requests {
-            return Err(PostError::QueueFull { capacity: self.max_requests });
+        if self.outstanding.load(Ordering::Relaxed) >= self.limits.requests {
+            return Err(PostError::QueueFull { capacity: self.limits.requests });
         }
         self.outstanding.fetch_add(1, Ordering::Relaxed);
         queue.posted.push_back(wqe);
         Ok(())
     }
 
+    /// Checks what can be told from the request alone (11.4.1.1, immediate errors). Gives the bytes of its message.
+    fn check(&self, request: &SendRequest<'_>) -> Result<u32, PostError> {
+        let operation = request.operation;
+        let code = operation.code();
+        if !self.transport.has(&operation) {
+            return Err(PostError::NotOfTransport { operation: code, transport: self.transport });
+        }
+        let destination = request.destination;
+        if !operation.is_local() && !self.transport.reaches(&destination) {
+            return Err(PostError::NoSuchDestination { transport: self.transport, destination });
+        }
+        let entries = request.local.len();
+        let max = if operation.has_data() { self.limits.sges } else { 0 };
+        if entries > max as usize {
+            return Err(PostError::TooManySges { entries, max });
+        }
+        let taken = request.inline.len();
+        let max = if operation.sends_data() { self.limits.inline } else { 0 };
+        if taken > max as usize {
+            return Err(PostError::InlineTooLong { bytes: taken, max });
+        }
+        if taken > 0 && entries > 0 {
+            return Err(PostError::InlineAndList);
+        }
+        let listed: u64 = request.local.iter().map(|sge| u64::from(sge.length)).sum();
+        let bytes = listed + taken as u64;
+        if operation.is_word() && bytes != u64::from(WORD) {
+            return Err(PostError::NotAWord { operation: code, bytes });
+        }
+        let length = u32::try_from(bytes).ok().filter(|length| *length <= self.limits.message);
+        length.ok_or(PostError::TooLong { bytes, max: self.limits.message })
+    }
+
+    /// Puts a receive into the queue pair's own queue. True if the engine must be told: it is to be flushed.
+    pub(super) fn post_receive(&self, request: &RecvRequest<'_>) -> Result<bool, PostError> {
+        let none = PostError::NoReceiveQueue { qpn: self.qpn };
+        let queue = self.receives.own().ok_or(none)?;
+        // Held until it is in: a queue pair that fails meanwhile flushes it.
+        let state = self.queue.lock();
+        if !state.state.takes_receives() {
+            return Err(PostError::State { qpn: self.qpn, state: state.state });
+        }
+        queue.post(request)?;
+        Ok(state.state == QpState::Error && self.ring())
+    }
+
     /// The oldest posted request that the engine has not taken yet.
     pub(super) fn take(&self) -> Option<Wqe> {
         self.queue.lock().posted.pop_front()
+    }
+
+    /// The oldest posted receive.
+    pub(super) fn take_receive(&self) -> Taken {
+        self.receives.queue.as_ref().map_or(Taken::Nothing, |queue| queue.take())
     }
 
     /// The engine has heard the doorbell: the next post rings again.
@@ -172,7 +216,7 @@ impl Shared {
         self.outstanding.load(Ordering::Relaxed)
     }
 
-    /// Ends `wqe`: the one place where a request ends.
+    /// Ends `wqe`: the one place where a send request ends.
     pub(super) fn complete(&self, wqe: &Wqe, status: Status, counters: &Counters) -> Result<(), Overran> {
         self.outstanding.fetch_sub(1, Ordering::Relaxed);
         counters.completed(status);
@@ -180,9 +224,44 @@ impl Shared {
             return Ok(());
         }
         let completion = Completion::new(wqe.id, status, wqe.operation.code(), self.qpn, wqe.length);
-        self.completions.push(completion).map_err(|_| {
-            counters.cq_overruns.add(1);
-            Overran
-        })
+        push(&self.sends, completion, counters)
+    }
+
+    /// Ends a receive: the one place where one ends.
+    pub(super) fn complete_receive(
+        &self,
+        wqe: &RecvWqe,
+        completion: Completion,
+        counters: &Counters,
+    ) -> Result<(), Overran> {
+        if let Some(queue) = &self.receives.queue {
+            queue.ended();
+        }
+        counters.completed(completion.status);
+        debug_assert_eq!(wqe.id, completion.id);
+        push(&self.receives.completions, completion, counters)
+    }
+}
+
+fn push(ring: &Arc<Ring>, completion: Completion, counters: &Counters) -> Result<(), Overran> {
+    ring.push(completion).map_err(|_| {
+        counters.cq_overruns.add(1);
+        Overran
+    })
+}
+
+impl Receiving {
+    /// The queue, if it is not shared with others.
+    pub(super) fn own(&self) -> Option<&RecvQueue> {
+        self.queue.as_deref().filter(|_| self.shared.is_none())
+    }
+}
+
+/// What came with a message, as its header says.
+pub(super) fn attached(header: &crate::wire::Header) -> Attached {
+    match (header.immediate(), header.invalidates()) {
+        (Some(immediate), _) => Attached::Immediate(immediate),
+        (None, Some(key)) => Attached::Invalidated(key),
+        (None, None) => Attached::Nothing,
     }
 }

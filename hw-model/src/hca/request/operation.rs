@@ -123,6 +123,41 @@ impl Operation {
     pub(in crate::hca) const fn is_local(&self) -> bool {
         matches!(self, Self::Bind(_) | Self::Register { .. } | Self::Invalidate { .. })
     }
+
+    /// Whether its answer is more than an acknowledgement: of these only so many may be under way (9.7.3.1, A19.4).
+    pub(in crate::hca) const fn is_fetch(&self) -> bool {
+        matches!(
+            self,
+            Self::Read(_)
+                | Self::CompareSwap { .. }
+                | Self::FetchAdd { .. }
+                | Self::AtomicWrite(_)
+                | Self::Flush { .. }
+        )
+    }
+
+    /// Whether it moves one word.
+    pub(in crate::hca) const fn is_word(&self) -> bool {
+        matches!(self, Self::CompareSwap { .. } | Self::FetchAdd { .. } | Self::AtomicWrite(_))
+    }
+
+    /// Whether it has a scatter-gather list.
+    pub(in crate::hca) const fn has_data(&self) -> bool {
+        !(self.is_local() || matches!(self, Self::Flush { .. }))
+    }
+
+    /// Whether its list holds what is sent, rather than being the place for what comes back.
+    pub(in crate::hca) const fn sends_data(&self) -> bool {
+        matches!(
+            self,
+            Self::Send
+                | Self::SendImmediate(_)
+                | Self::SendInvalidate(_)
+                | Self::Write(_)
+                | Self::WriteImmediate(..)
+                | Self::AtomicWrite(_)
+        )
+    }
 }
 
 /// An operation without its operands.

@@ -6,7 +6,7 @@ use crate::device::{
     RegisterOptions,
 };
 use hw_model::hca::{
-    self, Completion, CreateCqError, IllegalTransition, Overrun, Pd, PdError, PostError, QpAddress, QpSpec,
+    self, Completion, CreateCqError, ModifyQpError, Overrun, Pd, PdError, PostError, QpAddress, QpSpec,
     SendRequest, Sge,
 };
 use hw_model::sync::Arc;
@@ -114,7 +114,7 @@ impl QueuePair for ModelQp {
     fn endpoint(&self) -> QpAddress {
         self.qp.address()
     }
-    fn connect(&self, peer: QpAddress) -> Result<(), IllegalTransition> {
+    fn connect(&self, peer: QpAddress) -> Result<(), ModifyQpError> {
         self.qp.connect(peer)
     }
     fn post_send(&self, request: &SendRequest<'_>) -> Result<(), PostError> {

@@ -2,8 +2,9 @@
 
 use super::{FOR_EVER, Requester, Wait};
 use crate::hca::key::Access;
-use crate::hca::qp::core::{Context, Dma, Next, Route, Work};
+use crate::hca::qp::list::Data;
 use crate::hca::qp::queue::Shared;
+use crate::hca::qp::work::{Context, Dma, Next, Route, Work};
 use crate::hca::request::Status;
 use crate::hca::translate::Direction;
 use crate::wire::{Aeth, Header, NakCode, Packet, Psn, RnrTimer, Syndrome};
@@ -27,10 +28,10 @@ impl Requester {
                 self.acknowledge(psn, syndrome, route, shared, context)
             }
             Header::ReadResponseFirst(_) | Header::ReadResponseMiddle => {
-                self.read_response(packet, false, route, shared, context)
+                self.response(packet, false, route, shared, context)
             }
-            Header::ReadResponseLast(_) | Header::ReadResponseOnly(_) => {
-                self.read_response(packet, true, route, shared, context)
+            Header::ReadResponseLast(_) | Header::ReadResponseOnly(_) | Header::AtomicAcknowledge(..) => {
+                self.response(packet, true, route, shared, context)
             }
             _ => Next::Nothing,
         }
@@ -87,15 +88,17 @@ impl Requester {
         Next::Nothing
     }
 
-    fn read_response(
+    fn response(
         &mut self,
-        packet: Packet,
+        mut packet: Packet,
         last: bool,
         route: &Route,
         shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
-        let Some(job) = self.jobs.iter().find(|job| job.is_read() && !job.done) else { return Next::Nothing };
+        let Some(job) = self.jobs.iter().find(|job| job.is_fetch() && !job.done) else {
+            return Next::Nothing;
+        };
         let (first, awaited) = (job.first, job.awaited(route));
         match packet.psn.since(awaited) {
             ..0 => return Next::Nothing,
@@ -108,15 +111,26 @@ impl Requester {
         // A response answers the writes before it too.
         self.advance(first, route, shared, context);
         let Some(job) = self.jobs.front() else { return Next::Nothing };
-        let bytes = route.mtu.bytes().min(job.wqe.length - job.received);
-        if packet.payload.len() != bytes as usize || last != (job.received + bytes == job.wqe.length) {
+        let word = match packet.header {
+            Header::AtomicAcknowledge(_, word) => Some(word),
+            _ => None,
+        };
+        if let Some(word) = word {
+            packet.payload = context.payload_of(&word.to_le_bytes());
+        }
+        let whole = job.answer_bytes();
+        let bytes = route.mtu.bytes().min(whole - job.received);
+        let fits = packet.payload.len() == bytes as usize && last == (job.received + bytes == whole);
+        if !fits || word.is_some() != job.wants_word() {
             return Next::Fail(Status::BadResponseError);
         }
         if bytes == 0 {
             self.landed(packet.psn, 0, route, shared, context);
             return Next::Again;
         }
-        job.pieces(job.received, bytes, context.pieces);
+        if let Data::List(list) = &job.wqe.data {
+            list.pieces(job.received, bytes, context.pieces);
+        }
         Next::Dma(Dma {
             direction: Direction::Scatter,
             need: Access::LOCAL_WRITE,
@@ -136,7 +150,7 @@ impl Requester {
     ) {
         if let Some(job) = self.jobs.front_mut() {
             job.received += bytes;
-            job.done = job.received == job.wqe.length;
+            job.done = job.received == job.answer_bytes();
         }
         self.advance(psn.next(), route, shared, context);
     }

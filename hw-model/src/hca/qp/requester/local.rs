@@ -5,8 +5,8 @@
 
 use super::Requester;
 use crate::hca::points;
-use crate::hca::qp::core::{Context, Next};
 use crate::hca::qp::queue::Shared;
+use crate::hca::qp::work::{Context, Next};
 use crate::hca::request::{Operation, Status};
 
 impl Requester {

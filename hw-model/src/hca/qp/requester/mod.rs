@@ -9,12 +9,13 @@ mod job;
 mod local;
 mod send;
 
-use super::core::{Context, Next, Route};
+use super::QpState;
+use super::attributes::QpAttributes;
 use super::queue::Shared;
-use crate::hca::config::HcaConfig;
+use super::work::{Context, Next, Route};
 use crate::hca::fault::{FaultOutcome, FaultToken, FaultWait};
 use crate::hca::request::Status;
-use crate::hca::time::Time;
+use crate::hca::time::{AckTimeout, Time};
 use crate::wire::Psn;
 use job::Job;
 use std::collections::VecDeque;
@@ -36,12 +37,28 @@ enum Wait {
     },
 }
 
+/// How a requester treats a peer that is slow to answer.
+#[derive(Clone, Copy)]
+struct Pace {
+    timeout: AckTimeout,
+    retry_count: u8,
+    rnr_retry: u8,
+    reads: u8,
+}
+
+impl Pace {
+    fn of(attributes: &QpAttributes) -> Self {
+        let QpAttributes { timeout, retry_count, rnr_retry, reads, .. } = *attributes;
+        Self { timeout, retry_count, rnr_retry, reads }
+    }
+}
+
 pub(super) struct Requester {
     jobs: VecDeque<Job>,
     cursor_job: usize,
     cursor_packet: u32,
-    /// Reads before the cursor that have not had all their data.
-    reads: u32,
+    /// Reads, atomics and flushes before the cursor that have not had all their answer.
+    fetches: u32,
     /// The number that the next job begins with.
     allocate: Psn,
     unacknowledged: Psn,
@@ -51,6 +68,11 @@ pub(super) struct Requester {
     ack_deadline: Option<Time>,
     retries_left: u8,
     rnr_left: u8,
+    pace: Pace,
+    /// Ends what has begun, and begins nothing (10.3.1.5).
+    draining: bool,
+    /// An event is due when all that has begun has ended.
+    notify_drained: bool,
     /// A gap in read responses was answered by going back; further ones of the same burst say nothing new.
     recovering: bool,
     /// The completion queue overran: the queue pair must go to the error state.
@@ -58,22 +80,43 @@ pub(super) struct Requester {
 }
 
 impl Requester {
-    pub(super) fn new(first: Psn, config: &HcaConfig) -> Self {
+    pub(super) fn new(attributes: &QpAttributes) -> Self {
+        let first = attributes.sq_psn;
         Self {
             jobs: VecDeque::new(),
             cursor_job: 0,
             cursor_packet: 0,
-            reads: 0,
+            fetches: 0,
             allocate: first,
             unacknowledged: first,
             highest: first,
             wait: Wait::Nothing,
             ack_deadline: None,
-            retries_left: config.retry_count,
-            rnr_left: config.rnr_retry,
+            retries_left: attributes.retry_count,
+            rnr_left: attributes.rnr_retry,
+            pace: Pace::of(attributes),
+            draining: false,
+            notify_drained: false,
             recovering: false,
             overran: false,
         }
+    }
+
+    /// Takes what software has set.
+    pub(super) fn set(&mut self, attributes: &QpAttributes, notify_drained: bool) {
+        self.pace = Pace::of(attributes);
+        self.draining = attributes.state == QpState::SendQueueDrain;
+        self.notify_drained = self.draining && (self.notify_drained || notify_drained);
+    }
+
+    /// The sequence number that the next request begins with.
+    pub(super) fn next_psn(&self) -> Psn {
+        self.allocate
+    }
+
+    /// Whether all that has begun has ended.
+    pub(super) fn is_drained(&self) -> bool {
+        self.jobs.is_empty()
     }
 
     /// Ends what lies before `psn`. False if a read before it has not had its data.
@@ -88,7 +131,7 @@ impl Requester {
             if psn.since(job.first) <= 0 || job.is_local() {
                 break;
             }
-            if job.is_read() && !job.done {
+            if job.is_fetch() && !job.done {
                 self.unacknowledged = job.awaited(route);
                 complete = psn.since(self.unacknowledged) <= 0;
                 break;
@@ -104,8 +147,8 @@ impl Requester {
             self.end_oldest(Status::Success, shared, context);
         }
         if self.unacknowledged != before {
-            self.retries_left = context.device.config.retry_count;
-            self.rnr_left = context.device.config.rnr_retry;
+            self.retries_left = self.pace.retry_count;
+            self.rnr_left = self.pace.rnr_retry;
             self.recovering = false;
             if self.ack_deadline.is_some() {
                 self.restart_timer(context);
@@ -119,7 +162,7 @@ impl Requester {
         let Some(job) = self.jobs.pop_front() else { return };
         if self.cursor_job > 0 {
             self.cursor_job -= 1;
-            self.reads -= u32::from(job.is_read());
+            self.fetches -= u32::from(job.is_fetch());
         } else {
             self.cursor_packet = 0;
         }
@@ -153,10 +196,10 @@ impl Requester {
         let job = self.jobs.iter().position(|job| !job.is_before(psn)).unwrap_or(self.jobs.len());
         self.cursor_job = job;
         self.cursor_packet = match self.jobs.get(job) {
-            Some(job) if !job.is_read() => psn.since(job.first).max(0).unsigned_abs(),
+            Some(job) if !job.is_fetch() => psn.since(job.first).max(0).unsigned_abs(),
             _ => 0,
         };
-        self.reads = self.jobs.iter().take(job).filter(|job| job.is_read() && !job.done).count() as u32;
+        self.fetches = self.jobs.iter().take(job).filter(|job| job.is_fetch() && !job.done).count() as u32;
     }
 
     /// Sends again from the oldest unanswered packet, if it may (9.7.6: one retry counter for loss and timeout).
@@ -179,7 +222,7 @@ impl Requester {
 
     fn restart_timer(&mut self, context: &Context<'_>) {
         let outstanding = self.highest.since(self.unacknowledged) > 0;
-        let timeout = context.device.config.ack_timeout.nanoseconds();
+        let timeout = self.pace.timeout.nanoseconds();
         self.ack_deadline = timeout.filter(|_| outstanding).map(|timeout| context.now.after(timeout));
     }
 
