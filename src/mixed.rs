@@ -183,6 +183,15 @@ impl MixedMemory {
         &self.parts
     }
 
+    /// Takes pages out of the page table. What they hold stays where the kind keeps it elsewhere, as a shared mapping does.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn forget(&self, page: u64, pages: u64) -> io::Result<()> {
+        let part = Part { kind: Kind::Hole, offset: page * PAGE_SIZE, len: pages * PAGE_SIZE };
+        self.advise(part, Advice::LinuxDontNeed)
+    }
+
     /// Drops `pages` pages from `page` on, as an application does to give memory back: MADV_REMOVE in shared memory,
     /// MADV_DONTNEED elsewhere. In a huge page this splits it.
     ///

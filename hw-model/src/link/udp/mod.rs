@@ -195,6 +195,8 @@ fn prepare(socket: &Socket, config: &UdpConfig) -> io::Result<bool> {
         set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DO)?;
         set(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)?;
         set(libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
+        // rdma_rxe sends no UDP checksum over IPv6 either; the ICRC covers more than it would.
+        set(libc::SOL_UDP, libc::UDP_NO_CHECK6_RX, 1)?;
     }
     // An old kernel, or a sandbox's, has neither.
     Ok(config.offload && set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok())

@@ -31,7 +31,9 @@ impl ModelPd {
     pub fn device(&self) -> &Arc<ModelDevice> {
         &self.device
     }
-    pub(super) fn handle(&self) -> Pd {
+    /// Its handle at the HCA, for objects made there.
+    #[must_use]
+    pub fn handle(&self) -> Pd {
         self.handle
     }
 

@@ -3,16 +3,14 @@
 //!
 //! The device is `ANYPAGE_LAB_DEVICE` (rxe0) with the GID index `ANYPAGE_LAB_GID_INDEX` (1).
 
-mod memory;
 mod report;
-mod verbs;
 
-use memory::{Memory, PAGE};
+use oracle::memory::{Memory, PAGE};
+use oracle::verbs::{Device, Domain, Error, Operation, Queue, RNR_FOR_EVER, Region, Request, access};
 use report::{Header, Line, compare};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use verbs::{Device, Domain, Error, Operation, Queue, RNR_FOR_EVER, Region, Request, access};
 
 const PAGES: usize = 8;
 /// What is registered of `PAGES` pages: memory goes on beyond both ends, so that only the key stands in the way. It begins

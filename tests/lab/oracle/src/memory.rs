@@ -33,6 +33,24 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Maps `pages` pages of a file in memory: what is dropped from the page table comes back as it was.
+    pub fn shared(pages: usize) -> io::Result<Self> {
+        let len = pages * PAGE;
+        // SAFETY: the name is a string, and the result is checked.
+        let fd = unsafe { libc::memfd_create(c"rxe-end".as_ptr(), libc::MFD_CLOEXEC) };
+        succeeded(fd.min(0))?;
+        // SAFETY: an open file of ours.
+        let sized = succeeded(unsafe { libc::ftruncate(fd, len as i64) });
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a mapping at an address of the kernel's choice replaces nothing.
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
+        let mapped = if base == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) };
+        // SAFETY: the mapping keeps the file; the number is not used again.
+        unsafe { libc::close(fd) };
+        sized.and(mapped)?;
+        Ok(Self { base: base.cast(), len })
+    }
+
     /// The address of the first byte.
     pub fn address(&self) -> u64 {
         self.base.expose_provenance() as u64

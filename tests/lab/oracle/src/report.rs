@@ -1,6 +1,6 @@
 //! The report: one JSON line a completion, or a refused call, with nothing in it that differs between two runs.
 
-use crate::verbs::{Answer, Operation};
+use oracle::verbs::{Answer, Operation};
 use rdma_sys::{ibv_qp_state, ibv_wc_opcode, ibv_wc_status};
 use serde::Serialize;
 use std::io;

@@ -86,6 +86,42 @@ impl Device {
     }
 }
 
+impl Device {
+    /// The address of its port under the GID index it was opened with.
+    pub fn gid(&self) -> [u8; 16] {
+        // SAFETY: every byte of the union is initialised, as raw bytes.
+        unsafe { self.gid.raw }
+    }
+}
+
+/// The other end of a connection, and how to talk to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its port.
+    pub gid: [u8; 16],
+    /// Its queue pair.
+    pub number: u32,
+    /// The first sequence number that it sends.
+    pub psn: u32,
+    /// The first sequence number that it expects.
+    pub own_psn: u32,
+    /// Bytes of payload in a full packet: a value of `enum ibv_mtu`.
+    pub mtu: u32,
+    /// How often a request that is refused because nobody is ready is tried again.
+    pub rnr_retry: u8,
+}
+
+/// The value of `enum ibv_mtu` for so many bytes.
+pub fn mtu(bytes: u32) -> u32 {
+    match bytes {
+        ..512 => ibv_mtu::IBV_MTU_256,
+        512..1024 => ibv_mtu::IBV_MTU_512,
+        1024..2048 => ibv_mtu::IBV_MTU_1024,
+        2048..4096 => ibv_mtu::IBV_MTU_2048,
+        4096.. => ibv_mtu::IBV_MTU_4096,
+    }
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         // SAFETY: all that was made from it held it alive.
@@ -226,12 +262,21 @@ impl Queue {
     /// Two queue pairs of one domain, connected to each other. The first gives up after `rnr_retry` refusals.
     pub fn pair(domain: &Rc<Domain>, rnr_retry: u8) -> Result<(Self, Self), Error> {
         let (a, b) = (Self::new(domain)?, Self::new(domain)?);
-        a.connect(b.number(), rnr_retry)?;
-        b.connect(a.number(), RNR_FOR_EVER)?;
+        let peer = |number, rnr_retry| Peer {
+            gid: domain.device.gid(),
+            number,
+            psn: 0,
+            own_psn: 0,
+            mtu: mtu(4096),
+            rnr_retry,
+        };
+        a.connect(&peer(b.number(), rnr_retry))?;
+        b.connect(&peer(a.number(), RNR_FOR_EVER))?;
         Ok((a, b))
     }
 
-    fn new(domain: &Rc<Domain>) -> Result<Self, Error> {
+    /// A queue pair that is not connected yet.
+    pub fn new(domain: &Rc<Domain>) -> Result<Self, Error> {
         let context = domain.device.context;
         // SAFETY: an open context; no channel and no user pointer.
         let cq = unsafe { ibv_create_cq(context, 16, ptr::null_mut(), ptr::null_mut(), 0) };
@@ -257,13 +302,14 @@ impl Queue {
         }
     }
 
-    fn number(&self) -> u32 {
+    /// Its number.
+    pub fn number(&self) -> u32 {
         // SAFETY: a live queue pair.
         unsafe { (*self.qp).qp_num }
     }
 
     /// From reset to ready-to-send (IB specification, volume 1, 11.2.5.2; `ibv_modify_qp(3)`).
-    fn connect(&self, peer: u32, rnr_retry: u8) -> Result<(), Error> {
+    pub fn connect(&self, peer: &Peer) -> Result<(), Error> {
         use ibv_qp_attr_mask as Mask;
         // SAFETY: all zeros is a valid value of this C struct.
         let mut attributes: ibv_qp_attr = unsafe { zeroed() };
@@ -276,15 +322,16 @@ impl Queue {
         self.modify(&mut attributes, init)?;
 
         attributes.qp_state = ibv_qp_state::IBV_QPS_RTR;
-        attributes.path_mtu = ibv_mtu::IBV_MTU_4096;
-        attributes.dest_qp_num = peer;
-        attributes.max_dest_rd_atomic = 1;
+        attributes.path_mtu = peer.mtu;
+        attributes.dest_qp_num = peer.number;
+        attributes.rq_psn = peer.psn;
+        attributes.max_dest_rd_atomic = 16;
         attributes.min_rnr_timer = 1;
         attributes.ah_attr.is_global = 1;
         attributes.ah_attr.port_num = 1;
-        attributes.ah_attr.grh.dgid = self.domain.device.gid;
+        attributes.ah_attr.grh.dgid = ibv_gid { raw: peer.gid };
         attributes.ah_attr.grh.sgid_index = self.domain.device.gid_index;
-        attributes.ah_attr.grh.hop_limit = 1;
+        attributes.ah_attr.grh.hop_limit = 64;
         let receive = Mask::IBV_QP_STATE
             | Mask::IBV_QP_AV
             | Mask::IBV_QP_PATH_MTU
@@ -298,8 +345,9 @@ impl Queue {
         // 4.096 us * 2^17, about half a second: an emulated machine may be slow but must not give up.
         attributes.timeout = 17;
         attributes.retry_cnt = 7;
-        attributes.rnr_retry = rnr_retry;
-        attributes.max_rd_atomic = 1;
+        attributes.rnr_retry = peer.rnr_retry;
+        attributes.sq_psn = peer.own_psn;
+        attributes.max_rd_atomic = 16;
         let send = Mask::IBV_QP_STATE
             | Mask::IBV_QP_TIMEOUT
             | Mask::IBV_QP_RETRY_CNT
@@ -334,7 +382,11 @@ impl Queue {
         }
     }
 
-    fn post(&self, request: Request) -> io::Result<()> {
+    /// Posts a work request.
+    ///
+    /// # Errors
+    /// What `ibv_post_send` said.
+    pub fn post(&self, request: Request) -> io::Result<()> {
         let (address, length, lkey) = request.local;
         let mut piece = ibv_sge { addr: address, length, lkey };
         let (remote_addr, rkey) = request.remote;
