@@ -6,6 +6,10 @@
 //! probability, times. There is no global state: two devices in one process have two plans, and the same seed fires the
 //! same rules at the same visits.
 
+mod subject;
+
+pub use subject::{Direction, Only, Subject};
+
 use crate::sync::{Arc, Mutex};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -92,6 +96,8 @@ impl fmt::Debug for Action {
 pub struct Rule {
     /// The name of a point, or the beginning of names followed by `*`.
     pub point: String,
+    /// What the visits that it looks at are about.
+    pub only: Only,
     /// Visits that pass before the rule is looked at.
     pub skip: u64,
     /// Of the visits after those, every how-many-th counts; 1 is each.
@@ -108,7 +114,8 @@ impl Rule {
     /// A rule that acts at every visit of `point`.
     #[must_use]
     pub fn always(point: &str, action: Action) -> Self {
-        Self { point: point.to_owned(), skip: 0, interval: 1, probability: 1.0, times: None, action }
+        let (only, point) = (Only::default(), point.to_owned());
+        Self { point, only, skip: 0, interval: 1, probability: 1.0, times: None, action }
     }
     /// A rule that acts once, at visit number `nth` (the first is 1) of `point`.
     #[must_use]
@@ -177,7 +184,7 @@ impl FaultPlan {
         })
     }
 
-    fn visit(&self, point: Point) -> Verdict {
+    fn visit(&self, point: Point, subject: &Subject) -> Verdict {
         let mut run: Option<Action> = None;
         let mut verdict = Verdict::Go;
         {
@@ -192,7 +199,8 @@ impl FaultPlan {
                 }
             }
             for rule in &mut state.rules {
-                if !rule.rule.covers(point) || !rule.decide(&mut state.random) {
+                let meant = rule.rule.covers(point) && rule.rule.only.admits(subject);
+                if !meant || !rule.decide(&mut state.random) {
                     continue;
                 }
                 match &rule.rule.action {
@@ -294,14 +302,23 @@ impl Points {
     pub fn meet(&self, point: Point) -> Verdict {
         match &self.0 {
             None => Verdict::Go,
-            Some(plan) => Self::ask(plan, point),
+            Some(plan) => Self::ask(plan, point, &Subject::default()),
+        }
+    }
+
+    /// The same, where rules can ask what it is about. `subject` is called only if there is a plan.
+    #[inline]
+    pub fn meet_about(&self, point: Point, subject: impl FnOnce() -> Subject) -> Verdict {
+        match &self.0 {
+            None => Verdict::Go,
+            Some(plan) => Self::ask(plan, point, &subject()),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn ask(plan: &FaultPlan, point: Point) -> Verdict {
-        plan.visit(point)
+    fn ask(plan: &FaultPlan, point: Point, subject: &Subject) -> Verdict {
+        plan.visit(point, subject)
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod block;
 pub mod device;
 pub mod dma;
+pub mod plan;
 pub mod points;
 mod region;
 pub mod rw;

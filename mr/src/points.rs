@@ -6,10 +6,12 @@ use hw_model::fault_plan::Point;
 pub const PAGE_LIST: Point = Point::fallible("mr.page_list");
 /// A page-fault event is about to be worked on. No lock is held.
 pub const FAULT: Point = Point::schedule("mr.fault");
+/// A page-fault event is worked on: it fails as if there were no such memory, and the HCA hears so.
+pub const PAGE_FAULT: Point = Point::fallible("mr.page_fault");
 /// Pages were looked at and are about to be published. No lock is held.
 pub const PUBLISH: Point = Point::schedule("mr.publish");
 /// A region's key is gone; its pages are about to be hidden. The lock that publishing takes is not held.
 pub const DEREGISTER: Point = Point::schedule("mr.deregister");
 
 /// All of them.
-pub const ALL: [Point; 4] = [PAGE_LIST, FAULT, PUBLISH, DEREGISTER];
+pub const ALL: [Point; 5] = [PAGE_LIST, FAULT, PAGE_FAULT, PUBLISH, DEREGISTER];

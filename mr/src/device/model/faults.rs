@@ -7,7 +7,8 @@ use crate::region::PublishError;
 use crate::region::RegionFault;
 use crate::region::counters::add;
 use hw_model::addr::VirtRange;
-use hw_model::hca::{FaultAccess, FaultOutcome, Hca, PageFault};
+use hw_model::fault_plan::{Direction, Subject};
+use hw_model::hca::{FaultAccess, FaultKind, FaultOutcome, Hca, PageFault};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, Ordering};
 use odp::fault::{FaultFailure, Progress, Want};
@@ -24,6 +25,8 @@ pub struct FaultJob {
     device: Arc<ModelDevice>,
     event: PageFault,
     work: Option<Work>,
+    /// A fault plan says that there is no such memory.
+    refused: bool,
     answered: bool,
 }
 
@@ -44,12 +47,13 @@ impl FaultJob {
             FaultAccess::Write => Access::Write,
         };
         let _ = device.dma().points().meet(points::FAULT);
+        let refused = device.dma().points().meet_about(points::PAGE_FAULT, || subject(&event)).fails();
         let work = device.fault_target(event.key).and_then(|target| {
             let place = target.place(target.faulted(event.address, event.length)?)?;
             add(&place.core.counters.page_faults, 1);
             Some(Work { target, place, want: Want::Fault(access), fault: None, ahead: None })
         });
-        Self { device: Arc::clone(device), event, work, answered: false }
+        Self { device: Arc::clone(device), event, work, refused, answered: false }
     }
 
     /// The event.
@@ -84,6 +88,9 @@ impl FaultJob {
 
     /// One step; never waits. Once it says `Done` the HCA has its answer.
     pub fn poll(&mut self) -> Progress<FaultOutcome> {
+        if self.refused {
+            return self.answer(FaultOutcome::Failed, 0);
+        }
         // A key that is gone: the queue pair finds that out by itself when it tries again.
         let Some(work) = &mut self.work else { return self.answer(FaultOutcome::Resolved, 0) };
         let Some(fault) = &mut work.fault else {
@@ -103,6 +110,10 @@ impl FaultJob {
 
     /// Steps to the end, waiting where an invalidation is in the way.
     pub fn run(mut self) {
+        if self.refused {
+            let _ = self.answer(FaultOutcome::Failed, 0);
+            return;
+        }
         let outcome = match (self.begin(), &mut self.work) {
             (Ok(true), Some(Work { fault: Some(fault), .. })) => fault.run(),
             (Err(failure), _) => Err(failure),
@@ -157,6 +168,21 @@ impl FaultJob {
             self.device.hca().resume(self.event.token, outcome);
         }
         Progress::Done(outcome)
+    }
+}
+
+/// What rules of a fault plan can ask about an event.
+fn subject(event: &PageFault) -> Subject {
+    let direction = match event.kind {
+        FaultKind::ByWorkRequest => Direction::Send,
+        FaultKind::ByRemoteAccess => Direction::Receive,
+    };
+    Subject {
+        key: Some(event.key),
+        qpn: Some(event.qpn),
+        memory: Some((event.address.0, event.length)),
+        direction: Some(direction),
+        ..Subject::default()
     }
 }
 
