@@ -4,13 +4,25 @@ use super::Args;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
+/// Where each process leaves its report.
+pub(super) const REPORT: &str = "ANYPAGE_REPORT";
+
 /// The variables, in the order in which they are shown. The library itself reads those that begin with `ANYPAGE_`.
 pub(super) fn variables(args: &Args, library: &Path) -> Vec<(&'static str, OsString)> {
-    vec![
+    let mut variables = vec![
         ("LD_LIBRARY_PATH", search_path(library, std::env::var_os("LD_LIBRARY_PATH"))),
         ("ANYPAGE_DEVICES", args.devices.to_string().into()),
         ("ANYPAGE_RUNG", args.rung.word().into()),
-    ]
+    ];
+    // The program may change its directory before it opens a device.
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into();
+    if let Some(plan) = &args.plan {
+        variables.push(("ANYPAGE_PLAN", absolute(plan)));
+    }
+    if let Some(pcap) = &args.pcap {
+        variables.push(("ANYPAGE_PCAP", absolute(pcap)));
+    }
+    variables
 }
 
 /// Our directory before those that were there.

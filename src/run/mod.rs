@@ -5,13 +5,18 @@
 
 mod environment;
 mod library;
+mod plan;
 mod program;
+mod report;
+mod supervise;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub use library::LibraryError;
+pub use plan::PlanFileError;
 pub use program::ProgramError;
 
 /// How the program learns that its memory changes.
@@ -44,6 +49,18 @@ pub struct Args {
     /// The strongest way of learning of changes of memory that is tried; weaker ones are fallen back to, and named.
     #[arg(long, value_enum, default_value_t = RungChoice::Exact)]
     rung: RungChoice,
+    /// A file of rules that say what is to go wrong (docs/run.md).
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
+    /// Exit status 1 if a rule of the plan never fired, although the program succeeded.
+    #[arg(long, requires = "plan")]
+    plan_strict: bool,
+    /// Writes the packets of each process and device to FILE, its process number and the device's name: FILE1234-anypage0.pcap.
+    #[arg(long, value_name = "FILE")]
+    pcap: Option<PathBuf>,
+    /// Says at the end what the devices counted.
+    #[arg(long)]
+    stats: bool,
     /// Prints what to set by hand instead of starting anything.
     #[arg(long)]
     print_env: bool,
@@ -53,22 +70,29 @@ pub struct Args {
 }
 
 /// Why a program was not started.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum RunError {
     /// There is no library to start it with.
     #[error(transparent)]
     Library(#[from] LibraryError),
+    /// The fault plan.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Plan(#[from] PlanFileError),
     /// The program itself.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The directory for the reports of processes.
+    #[error("no directory for reports: {0}")]
+    Reports(std::io::Error),
 }
 
 impl RunError {
     /// 2 for a wrong command line, 3 for a machine that cannot do it.
     fn status(&self) -> u8 {
         match self {
-            Self::Library(_) => 3,
-            Self::Program(_) => 2,
+            Self::Library(_) | Self::Reports(_) => 3,
+            Self::Plan(_) | Self::Program(_) => 2,
         }
     }
 }
@@ -79,17 +103,19 @@ pub fn main(args: &Args) -> ExitCode {
     match start(args) {
         Ok(code) => code,
         Err(error) => {
-            anstream::eprintln!("anypage run: {error}");
-            ExitCode::from(error.status())
+            let status = error.status();
+            eprintln!("{:?}", miette::Report::new(error));
+            ExitCode::from(status)
         }
     }
 }
 
 fn start(args: &Args) -> Result<ExitCode, RunError> {
     let program = args.program.first().map(|name| program::find(name)).transpose()?;
+    let plan = args.plan.as_deref().map(plan::read).transpose()?;
     let node = program::private_node(program.as_deref());
     let library = library::provide(node)?;
-    let variables = environment::variables(args, &library);
+    let mut variables = environment::variables(args, &library);
     if args.print_env {
         for (name, value) in &variables {
             anstream::println!("export {name}={}", environment::quoted(value));
@@ -97,5 +123,16 @@ fn start(args: &Args) -> Result<ExitCode, RunError> {
         return Ok(ExitCode::SUCCESS);
     }
     let Some(path) = program else { return Ok(ExitCode::SUCCESS) };
-    Err(program::replace(&path, &args.program, &variables).into())
+    if plan.is_none() && !args.stats {
+        return Err(program::replace(&path, &args.program, &variables).into());
+    }
+    let reports = tempfile::tempdir().map_err(RunError::Reports)?;
+    variables.push((environment::REPORT, reports.path().into()));
+    let status = supervise::run(&path, &args.program, &variables)?;
+    let left = report::collect(reports.path());
+    if args.stats {
+        report::print_counts(&left);
+    }
+    let all_fired = plan.as_ref().is_none_or(|plan| report::print_fired(plan, &left));
+    Ok(if status == 0 && args.plan_strict && !all_fired { ExitCode::FAILURE } else { ExitCode::from(status) })
 }

@@ -84,7 +84,12 @@ pub(super) fn replace(
     ProgramError::Refused { path: path.to_owned(), reason }
 }
 
-fn command(path: &Path, arguments: &[OsString], variables: &[(&'static str, OsString)]) -> Command {
+/// How to start a program.
+pub(super) fn command(
+    path: &Path,
+    arguments: &[OsString],
+    variables: &[(&'static str, OsString)],
+) -> Command {
     let mut command = Command::new(path);
     let name = arguments.first().map_or(path.as_os_str(), OsString::as_os_str);
     command.arg0(name).args(&arguments[1..]).envs(variables.iter().map(|(name, value)| (name, value)));

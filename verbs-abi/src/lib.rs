@@ -22,4 +22,5 @@ mod exports;
 mod handle;
 mod objects;
 mod process;
+mod report;
 mod settings;

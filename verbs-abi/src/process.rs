@@ -4,18 +4,23 @@
 //! forked child that opens a device: threads and watches of the parent are not there.
 
 use crate::errno::Errno;
-use crate::settings::{Settings, complain};
+use crate::report;
+use crate::settings::{PLAN, Settings, complain};
 use hw_model::bus::{Acs, Bus, DeviceSpec, PortId};
 use hw_model::fault_plan::Points;
 use hw_model::hca::HcaConfig;
 use hw_model::iommu::{Domain, DomainConfig};
-use hw_model::link::Fabric;
+use hw_model::link::{Link, OpenUdpError, PcapLink, PlannedLink, UdpConfig, UdpLink};
 use hw_model::sync::{Arc, Mutex, OnceLock};
 use mr::device::model::{ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
+use mr::plan::{Plan, ProcessPlan};
 use odp::space::process::{Exact, Options, ProcessSpace};
 use odp::space::{AddressSpace, Rung};
 use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 /// The exact rung, if it was installed when the library was loaded.
 static EXACT: OnceLock<Exact> = OnceLock::new();
@@ -46,7 +51,7 @@ pub(crate) struct Process {
     pub(crate) space: Arc<ProcessSpace>,
     bus: Arc<Bus>,
     root: PortId,
-    fabric: Arc<Fabric>,
+    plan: Option<ProcessPlan>,
     /// By index. One that was opened once runs on, asleep, as a device does that nobody has open.
     devices: Mutex<Vec<Option<Arc<ModelDevice>>>>,
 }
@@ -60,6 +65,7 @@ impl Process {
             Some((of, process)) if *of == id => Ok(Arc::clone(process)),
             _ => {
                 let process = Arc::new(Self::new()?);
+                report::leave(&process);
                 let parents = made.replace((id, Arc::clone(&process)));
                 // Nothing of the parent's is dropped here: its threads cannot be joined.
                 std::mem::forget(parents);
@@ -71,14 +77,16 @@ impl Process {
     fn new() -> Result<Self, Errno> {
         let exact = EXACT.get().copied();
         let options = Options { strongest: settings().rung, exact, ..Options::default() };
-        let space = ProcessSpace::open(options).map_err(|error| {
+        let plan = settings().plan.as_deref().map(read_plan).transpose()?;
+        let points = plan.as_ref().map_or(Points::OFF, |plan| Points::with(&plan.faults));
+        let space = ProcessSpace::with_points(options, points).map_err(|error| {
             complain(&format!("the memory of this process cannot be watched: {error}"));
             Errno::NODEV
         })?;
         let bus = Bus::new(space.memory());
         let root = bus.add_root_port(bus.first_bridge(), Acs::Off).map_err(|_| Errno::NOMEM)?;
         let devices = Mutex::new(vec![None; settings().devices]);
-        Ok(Self { space, bus, root, fabric: Fabric::new(), devices })
+        Ok(Self { space, bus, root, plan, devices })
     }
 
     /// The device of a number, started when it is first opened.
@@ -102,13 +110,93 @@ impl Process {
         let port = self.bus.attach(DeviceSpec::new(name).under(self.root).domain(&domain))?;
         // Keys must differ from process to process, and be no peer's guess.
         let seed = RandomState::new().hash_one(name);
+        let points = self.points();
         let config = ModelConfig {
             hca: HcaConfig { seed, ..HcaConfig::default() },
-            dma: DmaConfig { points: Points::OFF, ..DmaConfig::default() },
+            dma: DmaConfig { points: points.clone(), ..DmaConfig::default() },
             ..ModelConfig::default()
         };
-        Ok(ModelDevice::threaded(name, port, self.fabric.port(), config)?)
+        let link: Arc<dyn Link> = Arc::new(PlannedLink::new(next_free_address()?, points));
+        // Outside of the plan: what it loses is not written down as received, and is as sent.
+        let link = match &settings().pcap {
+            Some(beginning) => {
+                Arc::new(PcapLink::new(link, std::fs::File::create(capture(beginning, name))?)?)
+            }
+            None => link,
+        };
+        Ok(ModelDevice::threaded(name, port, link, config)?)
     }
+
+    fn points(&self) -> Points {
+        self.plan.as_ref().map_or(Points::OFF, |plan| Points::with(&plan.faults))
+    }
+
+    /// What the fault plan has done here.
+    pub(crate) fn plan(&self) -> Option<&ProcessPlan> {
+        self.plan.as_ref()
+    }
+
+    /// The devices that were opened, if nobody is opening one at this moment.
+    pub(crate) fn opened(&self) -> Vec<Arc<ModelDevice>> {
+        self.devices.try_lock().map_or_else(Vec::new, |devices| devices.iter().flatten().cloned().collect())
+    }
+}
+
+/// Called when the process ends.
+pub(crate) fn leaving() {
+    // A thread that is in the middle of something may hold the lock, and will not come back.
+    let Some(made) = PROCESS.try_lock() else { return };
+    if let Some((id, process)) = &*made
+        && *id == std::process::id()
+    {
+        report::leave(process);
+    }
+}
+
+/// The plan of this process, from its file.
+fn read_plan(file: &Path) -> Result<ProcessPlan, Errno> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        complain(&format!("{PLAN}: {} cannot be read: {error}", file.display()));
+        Errno::INVAL
+    })?;
+    let plan = Plan::read(&text).map_err(|error| {
+        let line = text[..error.span.start].matches('\n').count() + 1;
+        complain(&format!("{PLAN}: {}:{line}: {error}", file.display()));
+        Errno::INVAL
+    })?;
+    Ok(plan.for_process(&program_name()))
+}
+
+/// The file name of the program that this process runs.
+pub(crate) fn program_name() -> String {
+    let program = std::env::current_exe().unwrap_or_default();
+    program.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The file for the packets of a device of this process.
+fn capture(beginning: &Path, device: &str) -> std::path::PathBuf {
+    let mut name = beginning.as_os_str().to_owned();
+    name.push(format!("{}-{device}.pcap", std::process::id()));
+    name.into()
+}
+
+/// The first loopback address whose RoCE port nobody has, from 127.0.0.2 on.
+fn next_free_address() -> Result<UdpLink, OpenUdpError> {
+    let mut refusal = None;
+    for number in 2..=u8::MAX {
+        let address = IpAddr::V4(Ipv4Addr::new(127, 0, 0, number));
+        match UdpLink::open(&UdpConfig::at(address)) {
+            Err(OpenUdpError::Bind { address, source }) if source.kind() == io::ErrorKind::AddrInUse => {
+                refusal = Some(OpenUdpError::Bind { address, source });
+            }
+            other => return other,
+        }
+    }
+    // At least one was tried.
+    Err(refusal.unwrap_or(OpenUdpError::Resources {
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        source: io::ErrorKind::AddrInUse.into(),
+    }))
 }
 
 /// The name of a device.

@@ -2,11 +2,18 @@
 
 use odp::space::Rung;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 /// Devices that there are.
 pub(crate) const DEVICES: &str = "ANYPAGE_DEVICES";
 /// `exact`, `events` or `poll`: the strongest way of learning of changes of memory that is tried.
 pub(crate) const RUNG: &str = "ANYPAGE_RUNG";
+/// The file of a fault plan.
+pub(crate) const PLAN: &str = "ANYPAGE_PLAN";
+/// The beginning of the names of files that packets are written to: the process's number and the device's name follow.
+pub(crate) const PCAP: &str = "ANYPAGE_PCAP";
+/// A directory in which each process leaves a report when it ends.
+pub(crate) const REPORT: &str = "ANYPAGE_REPORT";
 
 /// Most devices of a process.
 const MOST_DEVICES: usize = 16;
@@ -16,6 +23,9 @@ const MOST_DEVICES: usize = 16;
 pub(crate) struct Settings {
     pub(crate) devices: usize,
     pub(crate) rung: Rung,
+    pub(crate) plan: Option<PathBuf>,
+    pub(crate) pcap: Option<PathBuf>,
+    pub(crate) report: Option<PathBuf>,
 }
 
 impl Settings {
@@ -45,7 +55,8 @@ impl Settings {
                 Rung::Events
             }
         };
-        Self { devices, rung }
+        let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self { devices, rung, plan: path(PLAN), pcap: path(PCAP), report: path(REPORT) }
     }
 }
 
@@ -66,14 +77,17 @@ mod tests {
 
     #[test]
     fn an_empty_environment_gives_one_device_and_changes_nothing_in_the_process() {
-        let expected = Settings { devices: 1, rung: Rung::Events };
+        let expected = Settings { devices: 1, rung: Rung::Events, plan: None, pcap: None, report: None };
         assert_eq!(settings(&[]), expected);
     }
 
     #[test]
     fn what_is_asked_for_is_heard() {
-        let heard = settings(&[(DEVICES, "3"), (RUNG, "exact")]);
-        assert_eq!(heard, Settings { devices: 3, rung: Rung::Exact });
+        let path = |name: &str| Some(PathBuf::from(name));
+        let heard =
+            settings(&[(DEVICES, "3"), (RUNG, "exact"), (PLAN, "p.toml"), (PCAP, "c"), (REPORT, "/tmp")]);
+        let (plan, pcap, report) = (path("p.toml"), path("c"), path("/tmp"));
+        assert_eq!(heard, Settings { devices: 3, rung: Rung::Exact, plan, pcap, report });
     }
 
     #[test]
@@ -82,5 +96,6 @@ mod tests {
             assert_eq!(settings(&[(DEVICES, value)]).devices, 1, "{value}");
         }
         assert_eq!(settings(&[(RUNG, "best")]).rung, Rung::Events);
+        assert_eq!(settings(&[(PLAN, "")]).plan, None);
     }
 }

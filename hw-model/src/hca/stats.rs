@@ -13,6 +13,14 @@ macro_rules! counters {
             completions: [u64; Status::ALL.len()],
         }
 
+        impl HcaStats {
+            /// Every counter but that of completions, with its name.
+            #[must_use]
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+
         /// The counters of one engine.
         #[derive(Default)]
         pub(super) struct Counters {

@@ -157,7 +157,7 @@ mod tests {
 
     impl Ingress for Arrived {
         fn deliver(&self, packet: Packet) {
-            self.0.lock().push(packet.psn.value());
+            self.0.lock().push(packet.psn.get());
         }
     }
 

@@ -1,7 +1,7 @@
-//! What happens when the library is loaded.
+//! What happens when the library is loaded, and when the program ends.
 //!
-//! Unsafe island. Invariant: the one entry of `.init_array` is a function that takes nothing, and the dynamic linker calls
-//! it once, before the program's `main`.
+//! Unsafe island. Invariant: the entries of `.init_array` and `.fini_array` are functions that take nothing; the dynamic
+//! linker calls the first once before the program's `main`, and the second once after it.
 #![allow(unsafe_code)]
 
 use std::panic::catch_unwind;
@@ -10,6 +10,15 @@ use std::panic::catch_unwind;
 #[used]
 #[unsafe(link_section = ".init_array")]
 static LOADED: extern "C" fn() = loaded;
+
+// SAFETY: an entry of .fini_array is a pointer to a function without arguments.
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static LEAVING: extern "C" fn() = leaving;
+
+extern "C" fn leaving() {
+    let _ = catch_unwind(crate::process::leaving);
+}
 
 extern "C" fn loaded() {
     // A panic prints itself; the program goes on without what was to be set up.
