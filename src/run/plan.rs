@@ -1,5 +1,6 @@
 //! The fault plan's file, read before anything is started, so that a wrong one is told with its line and word.
 
+use hw_model::sync::Arc;
 use miette::{NamedSource, SourceSpan};
 use mr::plan::{Plan, PlanError};
 use std::path::{Path, PathBuf};
@@ -20,12 +21,12 @@ pub enum PlanFileError {
     Wrong {
         /// The whole file.
         #[source_code]
-        file: NamedSource<String>,
+        file: Arc<NamedSource<String>>,
         /// Where.
         #[label("{error}")]
         at: SourceSpan,
         /// What.
-        error: PlanError,
+        error: Box<PlanError>,
         /// What to write instead.
         #[help]
         help: Option<String>,
@@ -39,7 +40,7 @@ pub(super) fn read(path: &Path) -> Result<Plan, PlanFileError> {
     Plan::read(&text).map_err(|error| PlanFileError::Wrong {
         at: error.span.clone().into(),
         help: error.help(),
-        file: NamedSource::new(path.display().to_string(), text),
-        error,
+        file: Arc::new(NamedSource::new(path.display().to_string(), text)),
+        error: Box::new(error),
     })
 }
