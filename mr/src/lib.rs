@@ -6,6 +6,7 @@
 //! ```
 
 pub mod block;
+pub mod cache;
 pub mod device;
 pub mod dma;
 pub mod plan;
@@ -13,6 +14,7 @@ pub mod points;
 mod region;
 pub mod rw;
 
+pub use cache::{Cache, CacheConfig, Lease};
 pub use device::{CompletionQueue, Device, Flush, ProtectionDomain, QueuePair, Region, RegisterOptions};
 pub use region::{
     CounterValues, MapEntry, MapRegionError, MapRun, Mode, PublishError, RegionReport, Teardown,

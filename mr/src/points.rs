@@ -12,6 +12,8 @@ pub const PAGE_FAULT: Point = Point::fallible("mr.page_fault");
 pub const PUBLISH: Point = Point::schedule("mr.publish");
 /// A region's key is gone; its pages are about to be hidden. The lock that publishing takes is not held.
 pub const DEREGISTER: Point = Point::schedule("mr.deregister");
+/// A cache made a region and is about to keep it. No lock is held.
+pub const CACHE_PUT: Point = Point::schedule("mr.cache.put");
 
 /// All of them.
-pub const ALL: [Point; 5] = [PAGE_LIST, FAULT, PAGE_FAULT, PUBLISH, DEREGISTER];
+pub const ALL: [Point; 6] = [PAGE_LIST, FAULT, PAGE_FAULT, PUBLISH, DEREGISTER, CACHE_PUT];

@@ -11,7 +11,7 @@ use hw_model::hca::{
     IndirectTarget, Pd, QpSpec, SendRequest, Status,
 };
 use hw_model::sync::Arc;
-use mr::{Device, RegisterOptions};
+use mr::{Cache, CacheConfig, Device, RegisterOptions};
 use odp::fault::Want;
 use odp::space::process::{Options, ProcessSpace};
 use odp::space::{Access, AddressSpace, UserRange};
@@ -195,6 +195,13 @@ fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row>
             stand.plan.fail_nth_from_now(1);
             region.deregister();
             Ok(Box::new(region) as Made)
+        });
+        run("cached registration", &mut || {
+            let config = CacheConfig { points: Points::with(&stand.plan), ..CacheConfig::default() };
+            let space = Arc::clone(&stand.bed.space) as Arc<dyn AddressSpace>;
+            let cache = Cache::new(Arc::clone(&stand.bed.near.pd), space, config);
+            let lease = cache.get(&stand.present, Rights::REMOTE_READ).map_err(|error| words(&error))?;
+            Ok(Box::new((lease, cache)) as Made)
         });
         let hca = near.hca();
         let objects = (hca.alloc_pd().expect("a domain"), hca.create_cq(16).expect("a queue"));

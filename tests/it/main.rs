@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bed;
+mod cache;
 mod checks;
 mod dma;
 mod dmabuf;

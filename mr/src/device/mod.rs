@@ -4,6 +4,8 @@
 //! pair or a completion queue keeps its protection domain and its device alive, and dropping the last `Arc` gives it back.
 
 pub mod model;
+#[cfg(all(feature = "verbs", not(any(loom, shuttle))))]
+pub mod verbs;
 
 use crate::dma::LinkError;
 use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
@@ -69,6 +71,11 @@ pub trait ProtectionDomain: Send + Sync {
     /// # Errors
     /// See [`AdviseError`].
     fn advise(&self, want: Want, flush: Flush, pieces: &[Sge]) -> Result<(), AdviseError>;
+
+    /// Whether its regions can be sealed, so that one may be without what keeps its memory; see [`Seal`].
+    fn seals(&self) -> bool {
+        false
+    }
 
     /// A new reliable-connected queue pair that completes to `cq`, a queue of the same device.
     ///
@@ -191,10 +198,26 @@ pub trait Region: Send + Sync {
     /// Ends it now rather than when the last `Arc` goes. When this returns, its key reaches nothing and the device does
     /// not touch its memory any more. Always succeeds; a second call does nothing.
     fn deregister(&self);
+    /// A way to end what it takes in, for who must do so where nothing may be freed or waited for. `None` where the device
+    /// cannot do that.
+    fn sealer(&self) -> Option<Arc<dyn Seal>> {
+        None
+    }
     /// Its counters.
     fn counters(&self) -> CounterValues {
         self.report().counters
     }
+}
+
+/// Seals a region, holding no more of it than that takes.
+pub trait Seal: Send + Sync {
+    /// From now on no page becomes present in the region: a fault of the device is refused. Pages that are present stay so
+    /// until they are invalidated. Never waits, allocates or frees, so it may be called in a notifier callback.
+    fn seal(&self);
+
+    /// The same without waiting even for a lock: `false` if it is taken, and nothing is sealed then.
+    #[must_use]
+    fn try_seal(&self) -> bool;
 }
 
 /// Why advice was refused (ibv_advise_mr(3)).
@@ -243,6 +266,10 @@ pub enum AdviseError {
     /// The region was deregistered.
     #[error("the region was deregistered")]
     Deregistered,
+    /// A real device said no.
+    #[cfg(all(feature = "verbs", not(any(loom, shuttle))))]
+    #[error(transparent)]
+    Verbs(verbs::VerbsError),
     /// The pages cannot be had.
     #[error("the pages cannot be had")]
     Pages(#[from] FaultFailure<crate::region::PublishError>),

@@ -49,6 +49,8 @@ pub(crate) struct Core {
 pub(crate) struct State {
     /// Deregistration has begun: nothing is published any more.
     pub(crate) closing: bool,
+    /// Nothing is published any more, though the key is there still; see [`crate::device::Seal`].
+    pub(crate) sealed: bool,
     /// Entries that are valid. Invariant 9: this is the number of pages mapped.
     pub(crate) present: u64,
     /// Entries that occupy an IOVA slot.

@@ -2,6 +2,7 @@
 
 use super::core::{Core, State};
 use super::counters::add;
+use crate::device::Seal;
 use hw_model::addr::{VirtRange, page_bytes};
 use odp::notifier::{Notify, Raise};
 
@@ -23,6 +24,18 @@ impl Notify for Core {
     fn try_unlink(&self, range: VirtRange) -> bool {
         let Some(mut state) = self.state.try_lock() else { return false };
         self.unlink_hidden(&mut state, self.page_span(range));
+        true
+    }
+}
+
+impl Seal for Core {
+    fn seal(&self) {
+        self.state.lock().sealed = true;
+    }
+
+    fn try_seal(&self) -> bool {
+        let Some(mut state) = self.state.try_lock() else { return false };
+        state.sealed = true;
         true
     }
 }

@@ -31,6 +31,9 @@ pub enum PublishError {
     /// The region is being deregistered.
     #[error("the region is being deregistered")]
     Closing,
+    /// The region was sealed when its memory changed: it takes no new page.
+    #[error("the region was sealed when its memory changed; it takes no new page")]
+    Sealed,
 }
 
 /// What one call published.
@@ -67,6 +70,9 @@ impl Core {
         let mut state = self.state.lock();
         if state.closing {
             return Err(PublishError::Closing);
+        }
+        if state.sealed {
+            return Err(PublishError::Sealed);
         }
         if !accepted() {
             return Ok(None);

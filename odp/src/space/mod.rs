@@ -53,6 +53,11 @@ pub trait AddressSpace: Send + Sync {
     /// See [`FaultError`]; the pages before the one that failed have been appended.
     fn fault(&self, range: VirtRange, access: Access, out: &mut Vec<PageRun>) -> Result<(), FaultError>;
 
+    /// Whether its addresses are those of this process, so that what the kernel does with them for this process is right.
+    fn is_this_process(&self) -> bool {
+        false
+    }
+
     /// What this space promises about changes of `range`: the weakest rung of any part of it.
     fn rung(&self, range: VirtRange) -> Rung;
 }

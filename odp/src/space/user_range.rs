@@ -63,6 +63,46 @@ impl UserRange {
         self.range.contains(range).then(|| Self { range, ..self.clone() })
     }
 
+    /// The same range, holding nothing.
+    ///
+    /// # Safety
+    /// The memory may go while this value lives. Whoever registers it is told of that before it goes, by a notifier that
+    /// brackets the change, and has then made sure that no page becomes present in the region any more.
+    #[must_use]
+    pub unsafe fn without_owner(&self) -> Self {
+        Self { owner: None, ..self.clone() }
+    }
+
+    /// Both ranges and nothing between them. `None` unless they lie in one space, are held by the same owner or by none, and
+    /// touch or overlap.
+    #[must_use]
+    pub fn joined(&self, other: &Self) -> Option<Self> {
+        let same_owner = match (&self.owner, &other.owner) {
+            (None, None) => true,
+            (Some(ours), Some(theirs)) => std::ptr::addr_eq(Arc::as_ptr(ours), Arc::as_ptr(theirs)),
+            _ => false,
+        };
+        let same_space = std::ptr::addr_eq(Arc::as_ptr(&self.space), Arc::as_ptr(&other.space));
+        let (ours, theirs) = (self.range, other.range);
+        let follows = |a: VirtRange, b: VirtRange| {
+            !b.is_empty() && a.last().and_then(|last| last.checked_add(1)) == Some(b.start())
+        };
+        let touch = ours.overlaps(theirs) || follows(ours, theirs) || follows(theirs, ours);
+        if !(same_owner && same_space && touch) {
+            return None;
+        }
+        let start = ours.start().min(theirs.start());
+        let last = ours.last()?.max(theirs.last()?);
+        let range = VirtRange::new(start, last.0 - start.0 + 1)?;
+        Some(Self { range, ..self.clone() })
+    }
+
+    /// What keeps the memory there, if anything does.
+    #[must_use]
+    pub fn owner(&self) -> Option<&Arc<dyn Any + Send + Sync>> {
+        self.owner.as_ref()
+    }
+
     /// The address space.
     #[must_use]
     pub fn space(&self) -> &Arc<dyn AddressSpace> {

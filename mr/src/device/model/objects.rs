@@ -63,6 +63,10 @@ impl ProtectionDomain for ModelPd {
         advise::advise(self, want, flush, pieces)
     }
 
+    fn seals(&self) -> bool {
+        true
+    }
+
     fn create_qp(
         self: Arc<Self>,
         cq: Arc<dyn CompletionQueue>,

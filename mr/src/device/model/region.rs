@@ -4,7 +4,7 @@ use super::ModelPd;
 use super::prefetch::Origin;
 use super::stepping::Advice;
 use super::target::FaultTarget;
-use crate::device::{AdviseError, Region, RegisterError, RegisterOptions, SyncError};
+use crate::device::{AdviseError, Region, RegisterError, RegisterOptions, Seal, SyncError};
 use crate::dma::{LinkError, Mapping};
 use crate::points;
 use crate::region::counters::add;
@@ -205,6 +205,9 @@ impl Region for ModelRegion {
     }
     fn access(&self) -> Access {
         self.access
+    }
+    fn sealer(&self) -> Option<Arc<dyn Seal>> {
+        Some(Arc::clone(&self.core) as _)
     }
     fn deregister(&self) {
         // Held to the end: who comes second waits for the promise as well.

@@ -242,8 +242,11 @@ impl Drop for OwnedMemory {
     fn drop(&mut self) {
         let front = self.front.take();
         // The program's mapping goes inside: from then on a fault finds nothing to report.
-        self.space.notifiers().invalidate(self.range, || drop(front));
-        self.space.segments.remove(self.range);
+        // No longer than its mapping is the range ours: other memory may be at its addresses a moment after.
+        self.space.notifiers().invalidate(self.range, || {
+            self.space.segments.remove(self.range);
+            drop(front);
+        });
         self.space.memory.remove_window(self.base);
     }
 }

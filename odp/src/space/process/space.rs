@@ -318,6 +318,10 @@ impl AddressSpace for ProcessSpace {
         self.walker.fault(self.around(), range, access, out)
     }
 
+    fn is_this_process(&self) -> bool {
+        true
+    }
+
     fn rung(&self, range: VirtRange) -> Rung {
         let mut rung = Rung::Exact;
         let mut at = range.start();

@@ -1,0 +1,102 @@
+//! What goes wrong with a real device, with whom and why.
+
+use super::capabilities::Capability;
+use hw_model::addr::VirtRange;
+use rustix::io::Errno;
+
+/// Why a real device did not do something.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VerbsError {
+    /// There is no device of that name.
+    #[error("there is no RDMA device {name}; there are: {}", if found.is_empty() { "none".to_owned() } else { found.join(", ") })]
+    NoDevice {
+        /// The name asked for.
+        name: String,
+        /// The names that there are.
+        found: Vec<String>,
+    },
+    /// The device cannot do that, and never could.
+    #[error("{device} has no {capability}")]
+    Lacks {
+        /// The device.
+        device: String,
+        /// What it lacks.
+        capability: Capability,
+    },
+    /// libibverbs, the driver or the kernel refused a call.
+    #[error("{device} refused {call}: {reason}")]
+    Refused {
+        /// The device.
+        device: String,
+        /// The function.
+        call: &'static str,
+        /// What it said.
+        reason: Errno,
+    },
+    /// The memory is not this process's own, so its addresses mean something else to the device.
+    #[error("{range} is not memory of this process; a real device reaches no other")]
+    NotOfThisProcess {
+        /// The memory.
+        range: VirtRange,
+    },
+    /// A region holds at least one byte.
+    #[error("a region of 0 bytes; the smallest is 1")]
+    Empty,
+    /// Longer than a region of the device may be.
+    #[error("{len} bytes are more than a region of {device} may hold (max_mr_size {limit})")]
+    TooLong {
+        /// The device.
+        device: String,
+        /// Bytes asked for.
+        len: u64,
+        /// Its limit.
+        limit: u64,
+    },
+    /// As many regions as the device has are registered by this process alone.
+    #[error(
+        "all {max} regions of {device} (max_mr) are in use by this process; deregister some, or merge neighbours"
+    )]
+    TooManyRegions {
+        /// The device.
+        device: String,
+        /// Its limit.
+        max: u64,
+    },
+    /// Pinning would pass the limit on locked memory.
+    #[error(
+        "RLIMIT_MEMLOCK is {limit} bytes, {pinned} are pinned already and {needed} more are needed: raise it to at least \
+         {} (ulimit -l, LimitMEMLOCK=, prlimit), give CAP_IPC_LOCK, or register on demand", pinned + needed
+    )]
+    MemoryLock {
+        /// Bytes that this registration pins, in whole pages.
+        needed: u64,
+        /// Bytes that the process has pinned already.
+        pinned: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The driver gives a region two keys; only one is kept here.
+    #[error("{device} gave a local key {local:#x} and another remote key {remote:#x}")]
+    TwoKeys {
+        /// The device.
+        device: String,
+        /// For requests of this side.
+        local: u32,
+        /// For the peer's.
+        remote: u32,
+    },
+    /// The object is another device's.
+    #[error("the object belongs to another device than {device}")]
+    Foreign {
+        /// The device asked.
+        device: String,
+    },
+    /// The request cannot be posted on this backend.
+    #[error("{device} is not given {what} by this backend")]
+    NotPosted {
+        /// The device.
+        device: String,
+        /// What was asked for.
+        what: &'static str,
+    },
+}

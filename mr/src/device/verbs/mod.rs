@@ -1,0 +1,45 @@
+//! Any device that libibverbs drives: rdma_rxe in a virtual machine first of all.
+//!
+//! ```text
+//! VerbsDevice -> VerbsPd -> VerbsRegion (a [`Region`](super::Region))
+//!             -> VerbsCq -> VerbsQp
+//! ```
+//!
+//! Every object holds its parents by `Arc`. Requests, completions, rights and statuses are the words that the model uses, so
+//! a program is written once. What is different is who keeps a region true: here the kernel does, with its own notifiers, and
+//! this crate sees no page list.
+//!
+//! What a device can do is asked when it is opened ([`Capabilities`]), and what it cannot do is an error that names the device
+//! and the capability ([`VerbsError::Lacks`]), not an errno in the middle of work. Limits are looked at before a call that
+//! they would end ([`limits`]).
+//!
+//! Bindings are rdma-sys's, save for two inline functions that it has wrong on 64 bits: see [`extended`]. A program that has
+//! a context or a protection domain of its own, from the crate `ibverbs` or from C, hands it over with
+//! [`VerbsDevice::from_context`] and [`VerbsPd::from_pd`].
+//!
+//! # In place of rereg_mr and advise_mr
+//!
+//! A driver without ibv_rereg_mr(3) (rdma_rxe has it for rights and domains, not for translations): register again and drop
+//! the old region; the key is another one then. A user-side driver without ibv_advise_mr(3) (that of rdma_rxe before
+//! rdma-core 58): [`Region::advise`](super::Region::advise) populates the pages of this process, so that the device's fault
+//! finds them there.
+
+mod capabilities;
+mod context;
+mod error;
+mod extended;
+pub mod limits;
+mod pd;
+mod queue;
+mod region;
+mod translate;
+
+#[cfg(test)]
+mod tests;
+
+pub use capabilities::{Capabilities, Capability, Operations};
+pub use context::{VerbsDevice, devices};
+pub use error::VerbsError;
+pub use pd::VerbsPd;
+pub use queue::{VerbsCq, VerbsQp};
+pub use region::VerbsRegion;
