@@ -280,6 +280,7 @@ impl Hca {
         self.engine(qpn).lock().remove(qpn, self.now());
         // Its windows go before its number can be another's.
         self.device.keys.unbind_of(qpn);
+        self.device.events.forget(|event| event.qpn() == Some(qpn));
         self.qps.lock().live.remove(&qpn);
         self.pds.release(pd);
     }

@@ -1,5 +1,6 @@
 //! The HCA end to end over plain memory: two hosts, one fabric, hand-filled page lists.
 
+mod atomic;
 mod attributes;
 mod burst;
 mod completion;

@@ -43,6 +43,22 @@ pub enum AsyncEvent {
     DeviceFatal,
 }
 
+impl AsyncEvent {
+    /// The queue pair that it speaks of.
+    #[must_use]
+    pub const fn qpn(&self) -> Option<Qpn> {
+        match self {
+            Self::QpFatal(qpn)
+            | Self::QpRequestError(qpn)
+            | Self::QpAccessError(qpn)
+            | Self::CommunicationEstablished(qpn)
+            | Self::SendQueueDrained(qpn)
+            | Self::LastWqeReached(qpn) => Some(*qpn),
+            _ => None,
+        }
+    }
+}
+
 /// The asynchronous events of one device.
 pub struct AsyncEvents {
     queue: EventQueue<AsyncEvent>,

@@ -180,6 +180,8 @@ pub struct QpAttributes {
     pub access: Access,
     /// See [`QpChange::pkey_index`].
     pub pkey_index: u16,
+    /// The partition key of that index.
+    pub pkey: PKey,
     /// See [`QpChange::port`].
     pub port: u8,
     /// See [`QpChange::qkey`].
@@ -216,6 +218,7 @@ impl QpAttributes {
             draining: false,
             access,
             pkey_index: 0,
+            pkey: config.pkeys.get(0).unwrap_or_default(),
             port: 1,
             qkey: QKey::default(),
             path: None,
@@ -264,6 +267,7 @@ impl QpAttributes {
         take!(access, pkey_index, port, qkey, path_mtu, timeout, retry_count, rnr_retry);
         take!(rq_psn, reads, min_rnr_timer, sq_psn, dest_reads, dest_qpn);
         after.path = change.path.or(after.path);
+        after.pkey = config.pkeys.get(after.pkey_index).unwrap_or_default();
         Ok(after)
     }
 }
@@ -277,22 +281,15 @@ fn check(change: &QpChange, config: &HcaConfig) -> Result<(), ModifyQpError> {
     };
     let retries = u32::from(config.retry_count.max(MAX_RETRIES));
     let reads = u32::from(config.most_reads());
+    let pkeys = config.pkeys.keys().len() as u32;
     within(Attribute::PORT, change.port.map(u32::from), 1, 1)?;
-    within(Attribute::PKEY_INDEX, change.pkey_index.map(u32::from), 0, PKEYS - 1)?;
+    within(Attribute::PKEY_INDEX, change.pkey_index.map(u32::from), 0, pkeys - 1)?;
     within(Attribute::PATH_MTU, change.path_mtu.map(PathMtu::bytes), 0, config.path_mtu.bytes())?;
     within(Attribute::RETRY_COUNT, change.retry_count.map(u32::from), 0, retries)?;
     within(Attribute::RNR_RETRY, change.rnr_retry.map(u32::from), 0, u32::from(MAX_RETRIES))?;
     within(Attribute::READS, change.reads.map(u32::from), 0, reads)?;
     within(Attribute::DEST_READS, change.dest_reads.map(u32::from), 0, reads)?;
     within(Attribute::DEST_QPN, change.dest_qpn.map(|qpn| qpn.0), 0, 0xff_ffff)
-}
-
-/// Entries of the port's partition key table.
-const PKEYS: u32 = 1;
-
-/// The partition key of an index that was checked.
-pub(super) const fn pkey(_index: u16) -> PKey {
-    PKey::DEFAULT
 }
 
 /// Why a queue pair was not changed. It is as before.

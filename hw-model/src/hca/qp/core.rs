@@ -1,12 +1,13 @@
 //! The protocol state of one queue pair, owned by its engine.
 
-use super::attributes::{ModifyQpError, QpAttributes, QpChange, pkey};
+use super::attributes::{ModifyQpError, QpAttributes, QpChange};
 use super::queue::{Overran, Shared};
 use super::requester::Requester;
 use super::responder::Responder;
 use super::work::{Context, Dma, Next, Route, Work};
 use super::{QpState, Transport};
 use crate::hca::config::HcaConfig;
+use crate::hca::events::AsyncEvent;
 use crate::hca::fault::{FaultKind, FaultOutcome, FaultToken};
 use crate::hca::key::Access;
 use crate::hca::request::Status;
@@ -24,6 +25,8 @@ pub(in crate::hca) struct Core {
     requester: Requester,
     responder: Responder,
     responder_next: bool,
+    /// A packet came before the queue pair was ready to send, and software was told.
+    established: bool,
     /// Changes whenever what is under way is void: a DMA that began before does not finish into what came after.
     pub(in crate::hca) incarnation: u64,
     /// In the engine's list of queue pairs to serve.
@@ -42,6 +45,7 @@ impl Core {
             attributes,
             route: None,
             responder_next: false,
+            established: false,
             incarnation: 0,
             queued: false,
             timer: None,
@@ -86,13 +90,17 @@ impl Core {
             self.route = self.route_to_peer();
         }
         match (before, after.state) {
-            (QpState::Init, QpState::ReadyToReceive) => self.responder = Responder::new(&after),
+            (QpState::Init, QpState::ReadyToReceive) => {
+                self.responder = Responder::new(&after);
+                self.established = false;
+            }
             (QpState::ReadyToReceive, QpState::ReadyToSend) => self.requester = Requester::new(&after),
             _ => {}
         }
         self.requester.set(&after, change.notify_drained == Some(true));
         self.responder.set(&after);
         self.set_state(after.state);
+        self.tell_if_drained(context);
         if after.state == QpState::Reset {
             // What was posted while the queue pair passed through the error state.
             self.flush(context);
@@ -116,9 +124,16 @@ impl Core {
             qpn: set.dest_qpn,
             global: path.route,
             mtu: set.path_mtu,
-            pkey: pkey(set.pkey_index),
+            pkey: set.pkey,
             service,
         })
+    }
+
+    /// Says that a send queue that was asked to drain has drained (10.3.1.5).
+    fn tell_if_drained(&mut self, context: &Context<'_>) {
+        if self.requester.has_drained() {
+            context.device.events.post(AsyncEvent::SendQueueDrained(self.shared.qpn));
+        }
     }
 
     fn set_state(&mut self, state: QpState) {
@@ -129,7 +144,12 @@ impl Core {
     /// Stops everything; what was posted is flushed (10.3.1).
     pub(in crate::hca) fn enter_error(&mut self, context: &mut Context<'_>) {
         self.incarnation += 1;
+        let was_in_error = self.attributes.state == QpState::Error;
         self.set_state(QpState::Error);
+        if self.shared.receives.shared.is_some() && !was_in_error {
+            // It takes no receive of the shared queue any more (11.6.3.2).
+            context.device.events.post(AsyncEvent::LastWqeReached(self.shared.qpn));
+        }
         self.flush(context);
         self.responder = Responder::new(&self.attributes);
     }
@@ -191,6 +211,10 @@ impl Core {
             return Next::Nothing;
         }
         context.counters.packets_received.add(1);
+        if self.attributes.state == QpState::ReadyToReceive && !self.established {
+            self.established = true;
+            context.device.events.post(AsyncEvent::CommunicationEstablished(self.shared.qpn));
+        }
         if let Some(route) = self.route.as_ref().filter(|_| packet.route.met_congestion()) {
             context.device.link.congested(route.gid, route.qpn);
         }
@@ -220,7 +244,7 @@ impl Core {
         };
         let peer = self.route.as_ref().is_none_or(|route| route.gid == packet.source);
         let connected = self.route.is_some() || self.shared.transport == Transport::UnreliableDatagram;
-        let partition = packet.pkey.matches(pkey(set.pkey_index));
+        let partition = packet.pkey.matches(set.pkey);
         service && peer && connected && partition && packet.header.is_of(packet.service)
     }
 
@@ -294,7 +318,12 @@ impl Core {
                 self.enter_send_error(context);
             }
         }
-        if close || self.requester.overran || self.responder.overran() {
+        self.tell_if_drained(context);
+        let overran = self.requester.overran || self.responder.overran();
+        if overran {
+            context.device.events.post(AsyncEvent::QpFatal(self.shared.qpn));
+        }
+        if close || overran {
             self.enter_error(context);
             return Next::Nothing;
         }

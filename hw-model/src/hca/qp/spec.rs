@@ -38,7 +38,7 @@ pub struct QpSpec {
 }
 
 impl QpSpec {
-    /// A reliable connection with 256 requests of 4 entries either way, and a peer that may write, read and do atomics.
+    /// A reliable connection with 256 requests of 4 entries either way, and a peer that may do everything.
     #[must_use]
     pub fn new(pd: Pd, cq: &Arc<CompletionQueue>) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl QpSpec {
             send_cq: Arc::clone(cq),
             recv_cq: Arc::clone(cq),
             srq: None,
-            access: Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC,
+            access: Access::all() - Access::LOCAL_WRITE - Access::WINDOW_BIND - Access::ZERO_BASED,
             max_send_requests: 256,
             max_sges: 4,
             max_inline: 256,

@@ -114,6 +114,13 @@ impl Requester {
         self.allocate
     }
 
+    /// Whether an event is due that says so; asked once.
+    pub(super) fn has_drained(&mut self) -> bool {
+        let drained = self.notify_drained && self.is_drained();
+        self.notify_drained &= !drained;
+        drained
+    }
+
     /// Whether all that has begun has ended.
     pub(super) fn is_drained(&self) -> bool {
         self.jobs.is_empty()

@@ -5,7 +5,7 @@ use super::{Requester, Wait};
 use crate::hca::fault::{FaultKind, FaultWait};
 use crate::hca::key::Access;
 use crate::hca::qp::Transport;
-use crate::hca::qp::attributes::{QpAttributes, pkey};
+use crate::hca::qp::attributes::QpAttributes;
 use crate::hca::qp::list::Data;
 use crate::hca::qp::queue::Shared;
 use crate::hca::qp::work::{Context, Dma, Marks, Next, PageAt, Route, Work};
@@ -263,7 +263,7 @@ fn route_of(job: &Job, route: Option<&Route>, attributes: &QpAttributes, shared:
                 qpn,
                 global: to.route,
                 mtu: attributes.path_mtu,
-                pkey: pkey(attributes.pkey_index),
+                pkey: attributes.pkey,
                 service: Service::UnreliableDatagram(Deth { qkey, source_qp: shared.qpn }),
             })
         }

@@ -3,11 +3,12 @@
 
 use super::{Reply, Responder};
 use crate::addr::RegionAddr;
+use crate::hca::events::AsyncEvent;
 use crate::hca::key::Access;
 use crate::hca::qp::queue::Shared;
 use crate::hca::qp::work::{Context, Dma, Marks, Next, Route, Work};
 use crate::hca::translate::{Direction, Piece};
-use crate::wire::{Aeth, Header, Key, Payload, Psn, Reth, Syndrome};
+use crate::wire::{Aeth, Header, Key, NakCode, Payload, Psn, Reth, Syndrome};
 
 /// An answer that is more than an acknowledgement.
 #[derive(Clone, Copy)]
@@ -62,6 +63,16 @@ impl Answer {
     }
 }
 
+/// Software hears of a refusal that no completion of its own tells of (11.6.3.3).
+fn tell(code: NakCode, shared: &Shared, context: &Context<'_>) {
+    let event = match code {
+        NakCode::InvalidRequest => AsyncEvent::QpRequestError(shared.qpn),
+        NakCode::RemoteAccess => AsyncEvent::QpAccessError(shared.qpn),
+        NakCode::SequenceError | NakCode::RemoteOperational => return,
+    };
+    context.device.events.post(event);
+}
+
 impl Responder {
     /// Sends what is to be answered, or goes on with a packet that waited for its page.
     pub(in crate::hca::qp) fn next(
@@ -100,6 +111,7 @@ impl Responder {
                 context.counters.naks_sent.add(1);
                 // It acknowledges what lies before it.
                 self.acknowledge = false;
+                tell(code, shared, context);
                 (psn, Syndrome::Nak(code))
             }
             None if self.acknowledge && self.owed.is_none() => {
