@@ -8,12 +8,16 @@ mod loopback;
 mod pcap;
 mod planned;
 #[cfg(not(any(loom, shuttle)))]
+mod shm;
+#[cfg(not(any(loom, shuttle)))]
 mod udp;
 
 pub use faulty::{FaultyLink, LossCounts, LossRates, LossRule, PacketDirection, PacketKinds};
 pub use loopback::{Fabric, FabricPort};
 pub use pcap::PcapLink;
 pub use planned::{OPCODES, POINTS as PLANNED_POINTS, PlannedLink, RECEIVE, SEND};
+#[cfg(not(any(loom, shuttle)))]
+pub use shm::{OpenShmError, ShmConfig, ShmCounts, ShmLink};
 #[cfg(not(any(loom, shuttle)))]
 pub use udp::{OpenUdpError, UdpConfig, UdpCounts, UdpLink};
 

@@ -97,6 +97,8 @@ headers! {
 
 /// Solicited event: bit of [`Bth::flags`].
 pub(super) const SOLICITED: u8 = 0x80;
+/// The version, which is 0: bits of [`Bth::flags`].
+pub(super) const VERSION: u8 = 0x0f;
 /// The path has migrated: bit of [`Bth::flags`].
 pub(super) const MIGRATED: u8 = 0x40;
 /// The peer wants an acknowledgement: bit of [`Bth::ack_request`].

@@ -27,7 +27,7 @@ pub use icrc::{Flow, gid_of, ip_of};
 pub use malformed::{Malformed, MalformedCounts};
 pub use number::{Gid, Immediate, Key, PKey, QKey, Qpn, RnrTimer, Srqn};
 pub use packet::{GlobalRoute, Packet};
-pub use parse::{Checked, Content, Datagram, Identification, check_icrc, parse, parse_datagram};
+pub use parse::{Checked, Content, Datagram, Identification, check_icrc, parse, parse_datagram, parse_parts};
 pub use payload::{Payload, PayloadPool};
 pub use psn::Psn;
 

@@ -5,10 +5,11 @@ use super::encode::sum;
 use super::icrc::Flow;
 use super::layout::{
     self, ACK_REQUEST, Bth, CNP, CnpPadding, DO_NOT_FRAGMENT, MIGRATED, OPERATION, PROTOCOL_UDP, SOLICITED,
+    VERSION,
 };
 use super::layout::{ICRC_BYTES, Ipv4, Ipv6, Udp};
 use super::{
-    Aeth, AtomicEth, Deth, Feth, GlobalRoute, Header, Immediate, Key, Malformed, NakCode, PKey, Packet,
+    Aeth, AtomicEth, Deth, Feth, Gid, GlobalRoute, Header, Immediate, Key, Malformed, NakCode, PKey, Packet,
     Payload, PayloadPool, Placement, Psn, QKey, Qpn, ROCE_PORT, Reth, RnrTimer, Selectivity, Service, Srqn,
     Syndrome, gid_of,
 };
@@ -97,30 +98,55 @@ pub fn parse<'a>(flow: &Flow, route: GlobalRoute, content: &'a [u8]) -> Result<C
     let body = content.get(..content.len().saturating_sub(ICRC_BYTES)).unwrap_or_default();
     let mut rest = Rest(body);
     let bth: Bth = rest.take()?;
-    if bth.flags & 0x0f != 0 {
-        return Err(Malformed::Version);
-    }
-    let destination_qp = Qpn(bth.destination_qp.get());
-    if bth.opcode == CNP {
+    if bth.opcode == CNP && bth.flags & VERSION == 0 {
         let CnpPadding { .. } = rest.take()?;
+        let destination_qp = Qpn(bth.destination_qp.get());
         return if rest.0.is_empty() {
             Ok(Content::Congestion(destination_qp))
         } else {
             Err(Malformed::Length)
         };
     }
-    let service = rest.service(bth.opcode)?;
-    let header = rest.header(bth.opcode & OPERATION)?;
-    if !header.is_of(service) {
-        return Err(Malformed::Opcode);
+    let (service, header) = rest.headers(&bth)?;
+    if !rest.0.len().is_multiple_of(4) {
+        return Err(Malformed::Padding);
     }
-    let data = data(&header, rest.0, usize::from(bth.flags >> 4 & 3))?;
-    let packet = Packet {
-        source: gid_of(flow.source),
-        destination: gid_of(flow.destination),
+    let padding = usize::from(bth.flags >> 4 & 3);
+    let data = rest.0.len().checked_sub(padding).ok_or(Malformed::Padding)?;
+    if !may_carry(&header, data, rest.0.len()) {
+        return Err(Malformed::Length);
+    }
+    let packet = packet((gid_of(flow.source), gid_of(flow.destination)), route, &bth, (service, header));
+    Ok(Content::Packet { packet, data: &rest.0[..data] })
+}
+
+/// Parses the headers of a packet from `source` to `destination` whose `data` bytes of data lie elsewhere, without padding
+/// and without ICRC. Its payload is still empty.
+///
+/// # Errors
+/// See [`Malformed`].
+pub fn parse_parts((source, destination): (Gid, Gid), head: &[u8], data: usize) -> Result<Packet, Malformed> {
+    let mut rest = Rest(head);
+    let bth: Bth = rest.take()?;
+    let (service, header) = rest.headers(&bth)?;
+    if !rest.0.is_empty() || !may_carry(&header, data, data) {
+        return Err(Malformed::Length);
+    }
+    Ok(packet((source, destination), GlobalRoute::DEFAULT, &bth, (service, header)))
+}
+
+fn packet(
+    (source, destination): (Gid, Gid),
+    route: GlobalRoute,
+    bth: &Bth,
+    (service, header): (Service, Header),
+) -> Packet {
+    Packet {
+        source,
+        destination,
         route,
         service,
-        destination_qp,
+        destination_qp: Qpn(bth.destination_qp.get()),
         pkey: PKey(bth.pkey.get()),
         psn: Psn::new(bth.psn.get()),
         ack_request: bth.ack_request & ACK_REQUEST != 0,
@@ -128,17 +154,12 @@ pub fn parse<'a>(flow: &Flow, route: GlobalRoute, content: &'a [u8]) -> Result<C
         migrated: bth.flags & MIGRATED != 0,
         header,
         payload: Payload::EMPTY,
-    };
-    Ok(Content::Packet { packet, data })
+    }
 }
 
-/// The data of a packet: `rest` without its padding, if that is what the opcode allows.
-fn data<'a>(header: &Header, rest: &'a [u8], padding: usize) -> Result<&'a [u8], Malformed> {
-    if !rest.len().is_multiple_of(4) {
-        return Err(Malformed::Padding);
-    }
-    let data = rest.len().checked_sub(padding).ok_or(Malformed::Padding)?;
-    let fits = match header {
+/// Whether a packet may have so much data, and so much with its padding.
+fn may_carry(header: &Header, data: usize, padded: usize) -> bool {
+    match header {
         Header::SendFirst
         | Header::SendMiddle
         | Header::WriteFirst(_)
@@ -163,9 +184,8 @@ fn data<'a>(header: &Header, rest: &'a [u8], padding: usize) -> Result<&'a [u8],
         | Header::AtomicAcknowledge(..)
         | Header::CompareSwap(_)
         | Header::FetchAdd(_)
-        | Header::Flush(..) => rest.is_empty(),
-    };
-    if fits { Ok(&rest[..data]) } else { Err(Malformed::Length) }
+        | Header::Flush(..) => padded == 0,
+    }
 }
 
 /// What has not been looked at yet.
@@ -176,6 +196,16 @@ impl Rest<'_> {
         let (header, rest) = T::read_from_prefix(self.0).map_err(|_| Malformed::Truncated)?;
         self.0 = rest;
         Ok(header)
+    }
+
+    /// The service and the operation, if one has the other.
+    fn headers(&mut self, bth: &Bth) -> Result<(Service, Header), Malformed> {
+        if bth.flags & VERSION != 0 {
+            return Err(Malformed::Version);
+        }
+        let service = self.service(bth.opcode)?;
+        let header = self.header(bth.opcode & OPERATION)?;
+        if header.is_of(service) { Ok((service, header)) } else { Err(Malformed::Opcode) }
     }
 
     /// The service, with the header that it adds to this operation.

@@ -1,0 +1,134 @@
+//! What is to be sent: a ring a peer, made when something is first sent to it.
+
+use super::ring::{MAX_PAYLOAD, Writer};
+use super::{Shared, add, handshake, ring_bell};
+use crate::sync::Mutex;
+use crate::wire::{Gid, Head, Packet};
+use hashbrown::HashMap;
+use rustix::event::EventfdFlags;
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// Packets that may wait for room in one ring.
+const WAITING: usize = 8192;
+
+/// After so long without anything to send, it is looked whether the peer is still the same. Shorter than any timeout.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The way to one peer.
+struct Lane {
+    writer: Writer,
+    stream: UnixStream,
+    /// The bell that its reader sleeps at.
+    bell: OwnedFd,
+    waiting: VecDeque<Packet>,
+    /// Something was written since its reader was last looked at.
+    written: bool,
+    used_at: Instant,
+}
+
+/// All of them.
+pub(super) struct Lanes {
+    lanes: Mutex<HashMap<Gid, Lane>>,
+    ring_bytes: usize,
+}
+
+impl Lane {
+    fn to(peer: Gid, ring_bytes: usize, shared: &Shared) -> io::Result<Self> {
+        let (writer, file) = Writer::create(ring_bytes)?;
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let stream = handshake::offer(shared.address, peer, [&file, &bell, &shared.bell])?;
+        Ok(Self { writer, stream, bell, waiting: VecDeque::new(), written: false, used_at: Instant::now() })
+    }
+
+    /// Whether the reader has gone: its end of the connection is closed.
+    fn is_dead(&self) -> bool {
+        match (&self.stream).read(&mut [0]) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Writes what fits. False if the ring holds nonsense.
+    fn write(&mut self, shared: &Shared) -> bool {
+        while let Some(packet) = self.waiting.front() {
+            match self.writer.push(Head::of(packet).bytes(), &packet.payload) {
+                Ok(true) => {}
+                Ok(false) => return true,
+                Err(broken) => {
+                    tracing::warn!(%broken, "a peer is given up");
+                    add(&shared.counters.broken);
+                    return false;
+                }
+            }
+            add(&shared.counters.sent);
+            self.written = true;
+            self.waiting.pop_front();
+        }
+        true
+    }
+
+    fn wake(&mut self, shared: &Shared) {
+        if std::mem::take(&mut self.written) && self.writer.must_wake() {
+            add(&shared.counters.bells);
+            ring_bell(&self.bell);
+        }
+    }
+}
+
+impl Lanes {
+    pub(super) fn new(ring_bytes: usize) -> Self {
+        Self { lanes: Mutex::default(), ring_bytes }
+    }
+
+    pub(super) fn send(&self, packet: Packet, shared: &Shared) {
+        let peer = packet.destination;
+        let mut lanes = self.lanes.lock();
+        let now = Instant::now();
+        // What is sent again comes after a pause: by then the peer may be another one.
+        if let Some(lane) = lanes.get_mut(&peer)
+            && now.duration_since(std::mem::replace(&mut lane.used_at, now)) > PAUSE
+            && lane.is_dead()
+        {
+            lanes.remove(&peer);
+        }
+        if !lanes.contains_key(&peer) {
+            match Lane::to(peer, self.ring_bytes, shared) {
+                Ok(lane) => drop(lanes.insert(peer, lane)),
+                Err(error) => {
+                    tracing::debug!(%error, ?peer, "nobody there");
+                    add(&shared.counters.dropped);
+                    return;
+                }
+            }
+        }
+        let Some(lane) = lanes.get_mut(&peer) else { return };
+        if lane.waiting.len() >= WAITING || packet.payload.len() > MAX_PAYLOAD {
+            add(&shared.counters.dropped);
+            return;
+        }
+        lane.waiting.push_back(packet);
+        if !lane.write(shared) {
+            lanes.remove(&peer);
+        }
+    }
+
+    /// Writes what waited for room, and wakes readers that sleep.
+    pub(super) fn flush(&self, shared: &Shared) {
+        let mut lanes = self.lanes.lock();
+        lanes.retain(|_, lane| {
+            let whole = lane.write(shared);
+            lane.wake(shared);
+            whole
+        });
+    }
+
+    /// Forgets peers that have gone: what is sent to them next looks for whoever has their address then.
+    pub(super) fn forget_dead(&self) {
+        self.lanes.lock().retain(|_, lane| !lane.is_dead());
+    }
+}
