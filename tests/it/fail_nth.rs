@@ -8,10 +8,10 @@ use hw_model::addr::{DmaAddr, PAGE_SIZE, RegionAddr, page_bytes};
 use hw_model::fault_plan::{FaultPlan, Point, Points};
 use hw_model::hca::{
     Access as Rights, CompletionQueue, FastKeySpec, FastMap, FastMemory, IndirectEntry, IndirectList,
-    IndirectTarget, Pd, QpSpec, SendRequest, Status,
+    IndirectTarget, Pd, QpSpec, SendRequest, Sge, Status,
 };
 use hw_model::sync::Arc;
-use mr::{Cache, CacheConfig, Device, RegisterOptions};
+use mr::{Cache, CacheConfig, Device, Flush, RegisterOptions};
 use odp::fault::Want;
 use odp::space::process::{Options, ProcessSpace};
 use odp::space::{Access, AddressSpace, UserRange};
@@ -203,6 +203,13 @@ fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row>
             let lease = cache.get(&stand.present, Rights::REMOTE_READ).map_err(|error| words(&error))?;
             Ok(Box::new((lease, cache)) as Made)
         });
+        run("register, implicit, and fault a part in", &mut || {
+            let options = RegisterOptions::implicit();
+            let region = Arc::clone(&stand.bed.near.pd).register(&stand.present, options);
+            let region = region.map_err(|error| words(&error))?;
+            region.advise(0, region.len(), Want::Fault(Access::Write)).map_err(|error| words(&error))?;
+            Ok(Box::new(region) as Made)
+        });
         let hca = near.hca();
         let objects = (hca.alloc_pd().expect("a domain"), hca.create_cq(16).expect("a queue"));
         run("fast registration", &mut || registers_fast(stand, (objects.0, &objects.1)));
@@ -220,6 +227,19 @@ fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row>
                 brings(stand, || region.advise(0, region.len(), want).map_err(|error| words(&error)))
             });
         }
+    }
+    {
+        let stand = &stand;
+        let region = &stand.bed.near.region;
+        let piece = Sge { key: region.key(), address: region.address(), length: region.len() as u32 };
+        let by_key = || {
+            stand.memory.replace(0, 1, true);
+            brings(stand, || {
+                let advised = stand.bed.near.pd.advise(Want::Fault(Access::Write), Flush::Yes, &[piece]);
+                advised.map_err(|error| error.to_string())
+            })
+        };
+        rows.push(sweep(stand, "advise by key", by_key).unwrap_or_else(|leak| panic!("{leak}")));
     }
     // Faults, by the peer and by our own requests. A request that fails costs the connection, so that each has its own.
     for (name, ours) in [("fault by remote access", false), ("fault by work request", true)] {

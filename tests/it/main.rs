@@ -9,6 +9,7 @@ mod dmabuf;
 mod fail_nth;
 mod faults;
 mod gate;
+mod implicit;
 mod invariants;
 mod object_verbs;
 mod overlay;

@@ -2,8 +2,8 @@
 
 use super::device::Hca;
 use super::key::{
-    CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, IndirectKeySpec, KeyChange, KeySpec, KeyTable,
-    KeyViolation, MapKeyError, ReregKeyError, Target, UnknownKey, WindowSpec,
+    CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, ImplicitKeySpec, IndirectKeySpec, KeyChange,
+    KeySpec, KeyTable, KeyViolation, MapKeyError, ReregKeyError, Target, UnknownKey, WindowSpec,
 };
 use super::pd::Pd;
 use super::points;
@@ -24,6 +24,25 @@ impl Hca {
     /// See [`CreateKeyError`].
     pub fn create_indirect_key(&self, spec: IndirectKeySpec) -> Result<Key, CreateKeyError> {
         self.new_key(spec.pd, |keys| keys.create(spec))
+    }
+
+    /// A new random key for the regions in the slots of a table, which come and go.
+    ///
+    /// # Errors
+    /// See [`CreateKeyError`].
+    pub fn create_implicit_key(&self, spec: ImplicitKeySpec) -> Result<Key, CreateKeyError> {
+        self.new_key(spec.pd, |keys| keys.create(spec))
+    }
+
+    /// Takes an implicit key back, as [`Hca::destroy_key`] does. The keys in its slots stay.
+    ///
+    /// # Errors
+    /// [`UnknownKey`].
+    pub fn destroy_implicit_key(&self, key: Key) -> Result<(), UnknownKey> {
+        let wanted = |target: &Target| matches!(target, Target::Implicit(_));
+        let target = self.device.keys.destroy(key, false, wanted).map_err(|_| UnknownKey { key })?;
+        self.pds.release(target.pd());
+        Ok(())
     }
 
     /// A new random key that reaches nothing until a work request registers memory for it

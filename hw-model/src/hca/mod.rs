@@ -59,9 +59,10 @@ pub use engine::Step;
 pub use events::{AsyncEvent, AsyncEvents, CompletionChannel, CompletionEvent, CreateChannelError};
 pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultToken, PageFault};
 pub use key::{
-    Access, CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, FastMemory, IndirectEntry,
-    IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget, KeyChange, KeyMemory, KeySpec,
-    KeyViolation, MIN_INDIRECT_ENTRY, MapKeyError, ReregKeyError, UnknownKey, WindowKind, WindowSpec,
+    Access, CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, FastMemory, ImplicitKeySpec,
+    ImplicitTable, IndirectEntry, IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget,
+    KeyChange, KeyMemory, KeySpec, KeyViolation, MIN_INDIRECT_ENTRY, MapKeyError, ReregKeyError, SLOT_BYTES,
+    SLOT_SHIFT, UnknownKey, WindowKind, WindowSpec,
 };
 pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
 pub use pd::{Pd, PdError};

@@ -4,8 +4,8 @@
 //! held across such a thing: the thread that frees memory may be waiting for this burst to end.
 
 use super::key::{
-    Access, BoundWindow, Caller, IndirectKeySpec, IndirectTarget, KeySpec, KeyTable, KeyViolation,
-    MIN_INDIRECT_ENTRY, NullKeySpec, Target,
+    Access, BoundWindow, Caller, ImplicitKeySpec, IndirectKeySpec, IndirectTarget, KeySpec, KeyTable,
+    KeyViolation, MIN_INDIRECT_ENTRY, NullKeySpec, SLOT_BYTES, SLOT_SHIFT, Target,
 };
 use crate::addr::{DmaAddr, PAGE_SIZE, RegionAddr};
 use crate::bus::{AtomicOp, DmaError, DmaPort, MemoryError};
@@ -78,6 +78,7 @@ pub(super) fn translate(
             Target::Pages(spec) => pages(spec, (caller, need), direction, piece, spans),
             Target::Indirect(spec) => indirect(keys, spec, (caller, need), direction, piece, spans),
             Target::Null(spec) => null(*spec, (caller, need), piece, spans),
+            Target::Implicit(spec) => implicit(keys, spec, (caller, need), direction, piece, spans),
             Target::Window(bound) => window(keys, bound, (caller, need), direction, piece, spans),
         });
         walked.map_err(Obstacle::Key)??;
@@ -187,6 +188,44 @@ fn window(
     walked.map_err(Obstacle::Key)?
 }
 
+/// Through the slots of an implicit key. What is missing there, page or slot, is missing of the implicit key.
+fn implicit(
+    keys: &KeyTable,
+    spec: &ImplicitKeySpec,
+    (caller, need): (Caller, Access),
+    direction: Direction,
+    piece: &Piece,
+    spans: &mut Vec<Span>,
+) -> Result<(), Obstacle> {
+    let mut at = spec.authorize(caller.pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
+    let need = direction.local();
+    let mut done = 0;
+    while done < piece.now {
+        let (slot, offset) = (at >> SLOT_SHIFT, at & (SLOT_BYTES - 1));
+        let now = u64::from(piece.now - done).min(SLOT_BYTES - offset) as u32;
+        let address = piece.address.offset(u64::from(done));
+        let walked = spec.table.load(slot).filter(|key| *key != piece.key).map(|key| {
+            let inner = Piece { key, address, now, rest: u64::from(now) };
+            keys.with(key, |target| match target {
+                Target::Pages(spec) => pages(spec, (caller, need), direction, &inner, spans),
+                _ => Err(Obstacle::Key(KeyViolation::Nested)),
+            })
+        });
+        match walked {
+            // The slot's region went between the two looks.
+            None | Some(Err(KeyViolation::Unknown)) => return Err(missing(piece, done)),
+            Some(Err(violation)) => return Err(Obstacle::Key(violation)),
+            Some(Ok(Err(Obstacle::Page { address, .. }))) => {
+                return Err(missing(piece, (address.0 - piece.address.0) as u32));
+            }
+            Some(Ok(walked)) => walked?,
+        }
+        done += now;
+        at += u64::from(now);
+    }
+    Ok(())
+}
+
 /// Bytes that are together on the bus, cut where pages of host memory end.
 fn span(mut address: DmaAddr, mut length: u32, spans: &mut Vec<Span>) {
     while length > 0 {
@@ -255,7 +294,8 @@ fn vanished(keys: &KeyTable, pieces: &[Piece], mut done: usize) -> Obstacle {
 fn below(keys: &KeyTable, piece: &Piece, done: u32) -> Option<Obstacle> {
     let named = keys.with(piece.key, |target| {
         let spec = match target {
-            Target::Pages(_) | Target::Null(_) => return None,
+            // What is missing behind an implicit key is missing of that key.
+            Target::Pages(_) | Target::Null(_) | Target::Implicit(_) => return None,
             Target::Indirect(spec) => spec,
             Target::Window(bound) => {
                 let offset = piece.address.0 - bound.base().0 + u64::from(done);

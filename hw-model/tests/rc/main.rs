@@ -9,6 +9,7 @@ mod epoch;
 mod fast;
 mod faults;
 mod hostile;
+mod implicit;
 mod indirect;
 mod links;
 mod refusals;

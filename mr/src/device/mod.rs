@@ -120,6 +120,11 @@ impl RegisterOptions {
     pub fn pinned() -> Self {
         Self { mode: Mode::Pinned, ..Self::on_demand() }
     }
+    /// The same over everything that is or will be mapped in the range; see [`Mode::Implicit`].
+    #[must_use]
+    pub fn implicit() -> Self {
+        Self { mode: Mode::Implicit, ..Self::on_demand() }
+    }
     /// The same with other rights.
     #[must_use]
     pub fn with_access(self, access: Access) -> Self {
@@ -136,6 +141,15 @@ pub enum RegisterError {
     /// The device gave no key.
     #[error(transparent)]
     Key(#[from] CreateKeyError),
+    /// Peers name the memory of an implicit region by its virtual address.
+    #[error("an implicit region begins at its virtual address, {address}, for peers too")]
+    ImplicitAddress {
+        /// Where it begins.
+        address: RegionAddr,
+    },
+    /// An implicit region has nothing to be registered in steps.
+    #[error("an implicit region is registered at once, not in steps")]
+    ImplicitInSteps,
 }
 
 /// Why a queue pair was not created.
@@ -270,6 +284,9 @@ pub enum AdviseError {
     #[cfg(all(feature = "verbs", not(any(loom, shuttle))))]
     #[error(transparent)]
     Verbs(verbs::VerbsError),
+    /// An implicit region cannot have a part there.
+    #[error("the pages have no place in the region")]
+    Part(#[from] RegisterError),
     /// The pages cannot be had.
     #[error("the pages cannot be had")]
     Pages(#[from] FaultFailure<crate::region::PublishError>),

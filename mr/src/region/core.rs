@@ -9,6 +9,7 @@
 
 use crate::dma::{DmaDevice, Mapping};
 use crate::region::counters::Counters;
+use crate::region::emptied::Emptied;
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange, page_bytes};
 use hw_model::hca::PageList;
 use hw_model::sync::atomic::AtomicU64;
@@ -24,6 +25,10 @@ pub enum Mode {
     Pinned,
     /// What is present at registration is mapped; the rest is faulted in when the device meets it.
     OnDemand,
+    /// On demand over everything that is or will be mapped in the range, the whole address space perhaps: nothing is mapped
+    /// or watched before a device uses it, and what has become empty is given back (`IBV_ACCESS_ON_DEMAND` over
+    /// `[0, SIZE_MAX]`).
+    Implicit,
 }
 
 pub(crate) struct Core {
@@ -42,6 +47,8 @@ pub(crate) struct Core {
     /// Events of the device that were posted before pages were last published for one of them: what they ask for may be
     /// there already.
     pub(crate) answered: AtomicU64,
+    /// Whom to tell when an invalidation leaves nothing; `None` for a region that stays all the same.
+    pub(crate) emptied: Option<Arc<Emptied>>,
 }
 
 /// Guarded by `Core::state`.
@@ -60,6 +67,10 @@ pub(crate) struct State {
 }
 
 impl State {
+    pub(crate) fn is_empty(&self) -> bool {
+        (self.present, self.linked) == (0, 0)
+    }
+
     /// The part of `[first, first + count)` that can hold anything, as a first page and a count.
     pub(crate) fn clamp(&self, first: u64, count: u64) -> std::ops::Range<u64> {
         let Some((low, high)) = self.touched else { return 0..0 };
@@ -73,6 +84,23 @@ impl State {
 }
 
 impl Core {
+    /// Whether nothing is present and nothing linked.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.state.lock().is_empty()
+    }
+
+    /// Lets nothing be published any more, if nothing is there. Whether that is so.
+    pub(crate) fn close_if_empty(&self) -> bool {
+        let mut state = self.state.lock();
+        state.closing |= state.is_empty();
+        state.closing
+    }
+
+    /// The pages that were ever published: from the first to the last.
+    pub(crate) fn touched(&self) -> std::ops::Range<u64> {
+        self.state.lock().clamp(0, self.list.len())
+    }
+
     /// Index in the page list of the page that holds `at`, which lies in the region.
     pub(crate) fn page_index(&self, at: VirtAddr) -> u64 {
         debug_assert!(self.pages.contains(VirtRange::new(at, 1).expect("an address of the region")));

@@ -18,12 +18,12 @@ impl Notify for Core {
     }
 
     fn unlink(&self, range: VirtRange) {
-        self.unlink_hidden(&mut self.state.lock(), self.page_span(range));
+        self.unlink_locked(&mut self.state.lock(), range);
     }
 
     fn try_unlink(&self, range: VirtRange) -> bool {
         let Some(mut state) = self.state.try_lock() else { return false };
-        self.unlink_hidden(&mut state, self.page_span(range));
+        self.unlink_locked(&mut state, range);
         true
     }
 }
@@ -51,6 +51,13 @@ impl Core {
         let span = self.page_span(range);
         let hidden = self.hide(state, span);
         add(&self.counters.pages_invalidated, hidden);
+    }
+
+    fn unlink_locked(&self, state: &mut State, range: VirtRange) {
+        self.unlink_hidden(state, self.page_span(range));
+        if let Some(emptied) = self.emptied.as_ref().filter(|_| state.is_empty()) {
+            emptied.ring();
+        }
     }
 
     /// Hides the present pages of `span`, and the rest of every link unit that reaches into it. Gives how many pages it

@@ -7,6 +7,7 @@
 mod bringing;
 mod core;
 pub(crate) mod counters;
+mod emptied;
 mod fault;
 mod invalidate;
 mod publish;
@@ -21,6 +22,7 @@ pub(crate) use self::core::Core;
 pub use self::core::Mode;
 pub(crate) use bringing::Bringing;
 pub use counters::CounterValues;
+pub(crate) use emptied::Emptied;
 pub(crate) use fault::{RegionFault, WINDOW};
 pub use publish::PublishError;
 pub use register::MapRegionError;

@@ -194,7 +194,7 @@ impl Core {
     fn largest_leaf(&self) -> LeafSize {
         match self.mode {
             Mode::Pinned => LeafSize::Huge,
-            Mode::OnDemand => LeafSize::Page,
+            Mode::OnDemand | Mode::Implicit => LeafSize::Page,
         }
     }
 }

@@ -2,17 +2,19 @@
 
 use super::bringing::Bringing;
 use super::core::{Core, Mode, State};
+use super::counters::Counters;
+use super::emptied::Emptied;
 use super::publish::PublishError;
 use super::teardown::Teardown;
 use crate::dma::{DmaDevice, IovaError, Mapping};
 use crate::points;
-use hw_model::addr::page_bytes;
+use hw_model::addr::{VirtRange, page_bytes};
 use hw_model::hca::{OutOfMemory, PageList};
 use hw_model::sync::atomic::AtomicU64;
 use hw_model::sync::{Arc, Mutex};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Interval;
-use odp::space::{Access, UserRange, Watch, WatchError};
+use odp::space::{Access, AddressSpace, UserRange, Watch, WatchError};
 
 /// Why a range could not be mapped for a device. Nothing is left behind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,9 +39,22 @@ pub enum MapRegionError {
     /// No IOVA.
     #[error(transparent)]
     Iova(#[from] IovaError),
+    /// The region is being deregistered.
+    #[error("the region is being deregistered")]
+    Closing,
     /// A page that must be present cannot be had or reached.
     #[error("a page of the region cannot be had")]
     Pages(#[from] FaultFailure<PublishError>),
+}
+
+/// What a region is made of.
+struct Parts<'a> {
+    space: &'a Arc<dyn AddressSpace>,
+    range: VirtRange,
+    mode: Mode,
+    writable: bool,
+    counters: Arc<Counters>,
+    emptied: Option<Arc<Emptied>>,
 }
 
 /// A region without a key: mapped, watched, told of changes.
@@ -82,16 +97,35 @@ impl Mapped {
         if range.len() > limit {
             return Err(MapRegionError::TooLong { len: range.len(), limit });
         }
+        let space = memory.space();
+        let watch = space.watch(range.page_aligned())?;
+        let parts = Parts { space, range, mode, writable, counters: Arc::default(), emptied: None };
+        Self::watched(device, parts, watch)
+    }
+
+    /// On demand over a part of an implicit region, whose counters it shares: what is mapped there may come later.
+    pub(crate) fn part(
+        device: &Arc<DmaDevice>,
+        space: &Arc<dyn AddressSpace>,
+        range: VirtRange,
+        writable: bool,
+        (counters, emptied): (Arc<Counters>, Arc<Emptied>),
+    ) -> Result<Self, MapRegionError> {
+        let watch = space.watch_sparse(range.page_aligned())?;
+        let (mode, emptied) = (Mode::OnDemand, Some(emptied));
+        Self::watched(device, Parts { space, range, mode, writable, counters, emptied }, watch)
+    }
+
+    fn watched(device: &Arc<DmaDevice>, parts: Parts<'_>, watch: Watch) -> Result<Self, MapRegionError> {
+        let Parts { space, range, mode, writable, counters, emptied } = parts;
         let pages = range.page_aligned();
-        let space = Arc::clone(memory.space());
-        let watch = space.watch(pages)?;
         if device.points().meet(points::PAGE_LIST).fails() {
             return Err(OutOfMemory { entries: pages.page_count() }.into());
         }
         let list = Arc::new(PageList::new(pages.page_count())?);
         let mapping = Mapping::try_alloc(device, page_bytes(pages.page_count()), pages.start().0)?;
         let core = Arc::new(Core {
-            space,
+            space: Arc::clone(space),
             device: Arc::clone(device),
             pages,
             list,
@@ -99,8 +133,9 @@ impl Mapped {
             mode,
             writable,
             state: Mutex::new(State::default()),
-            counters: Arc::default(),
+            counters,
             answered: AtomicU64::new(0),
+            emptied,
         });
         let owner: Arc<dyn odp::notifier::Notify> = Arc::clone(&core) as _;
         let interval = core.space.notifiers().register(pages, owner);
@@ -112,7 +147,7 @@ impl Mapped {
         match (self.core.mode, self.core.writable) {
             (Mode::Pinned, true) => Want::Fault(Access::Write),
             (Mode::Pinned, false) => Want::Fault(Access::Read),
-            (Mode::OnDemand, _) => Want::Snapshot,
+            (Mode::OnDemand | Mode::Implicit, _) => Want::Snapshot,
         }
     }
 

@@ -35,8 +35,10 @@ pub struct RegionReport {
     pub present: u64,
     /// Entries that occupy their slot of the IOVA range.
     pub linked: u64,
-    /// Bytes of the page list: 8 an entry.
+    /// Bytes of the page list: 8 an entry. Of them, those are in memory in whose pages an entry was ever written.
     pub list_bytes: u64,
+    /// Parts of an implicit region that have a page list of their own.
+    pub children: u64,
     /// What has happened so far.
     pub counters: CounterValues,
 }
@@ -49,6 +51,7 @@ impl Core {
             present: state.present,
             linked: state.linked,
             list_bytes: self.list.len() * 8,
+            children: 0,
             counters: self.counters.values(),
         }
     }

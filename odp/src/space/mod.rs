@@ -16,7 +16,7 @@ pub mod sim;
 
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
-use hw_model::addr::{VirtAddr, VirtRange};
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::bus::HostMemory;
 use hw_model::sync::Arc;
 use std::fmt;
@@ -39,6 +39,21 @@ pub trait AddressSpace: Send + Sync {
     /// # Errors
     /// See [`WatchError`].
     fn watch(&self, range: VirtRange) -> Result<Watch, WatchError>;
+
+    /// The same for a range of which parts may not be mapped, or not yet: what is mapped there later is watched from the
+    /// first walk that reports a page of it.
+    ///
+    /// # Errors
+    /// See [`WatchError`]; never [`WatchError::NotMapped`], unless the space cannot have holes.
+    fn watch_sparse(&self, range: VirtRange) -> Result<Watch, WatchError> {
+        self.watch(range)
+    }
+
+    /// The addresses that pages can be at, in whole pages.
+    fn addresses(&self) -> VirtRange {
+        // Half of the addresses of x86-64, up to the guard page.
+        VirtRange::new(VirtAddr(0), (1 << 47) - PAGE_SIZE).expect("half an address space")
+    }
 
     /// Appends the present pages of `range` (whole pages) in ascending order, without faulting any in. Pages that are
     /// mapped but not present are left out.

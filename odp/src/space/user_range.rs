@@ -34,6 +34,16 @@ impl UserRange {
         Self { space, range, owner: None }
     }
 
+    /// All memory of `space`, that which is mapped now and that which will be. For implicit regions.
+    ///
+    /// # Safety
+    /// As [`UserRange::from_raw`], for every byte that a request of this process, or of a peer who knows the key, names.
+    #[must_use]
+    pub unsafe fn everything(space: Arc<dyn AddressSpace>) -> Self {
+        let range = space.addresses();
+        Self { space, range, owner: None }
+    }
+
     /// A range of a simulated process. Its bytes are reached by copies only, so no Rust reference to them exists.
     #[must_use]
     pub fn simulated(space: &Arc<SimSpace>, range: VirtRange) -> Self {

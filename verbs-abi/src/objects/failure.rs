@@ -42,6 +42,9 @@ impl From<RegisterError> for Errno {
         match error {
             RegisterError::Key(error) => error.into(),
             RegisterError::Map(error) => error.into(),
+            RegisterError::ImplicitAddress { .. } | RegisterError::ImplicitInSteps => {
+                said(&error, Self::INVAL)
+            }
         }
     }
 }
@@ -51,7 +54,7 @@ impl From<MapRegionError> for Errno {
         said(
             &error,
             match error {
-                MapRegionError::Empty => Self::INVAL,
+                MapRegionError::Empty | MapRegionError::Closing => Self::INVAL,
                 MapRegionError::TooLong { .. } | MapRegionError::PageList(_) | MapRegionError::Iova(_) => {
                     Self::NOMEM
                 }
@@ -79,6 +82,7 @@ impl From<AdviseError> for Errno {
             | AdviseError::Nothing
             | AdviseError::NotARegion { .. }
             | AdviseError::NotOnDemand { .. } => said(&error, Self::INVAL),
+            AdviseError::Part(error) => error.into(),
             AdviseError::Pages(error) => error.into(),
         }
     }

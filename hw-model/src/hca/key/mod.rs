@@ -5,6 +5,7 @@
 
 mod change;
 mod fast;
+mod implicit;
 mod indirect;
 mod management;
 mod table;
@@ -12,6 +13,7 @@ mod window;
 
 pub use change::{KeyChange, KeyMemory, ReregKeyError};
 pub use fast::{FastKeySpec, FastMap, FastMemory, MapKeyError};
+pub use implicit::{ImplicitKeySpec, ImplicitTable, SLOT_BYTES, SLOT_SHIFT};
 pub use indirect::{
     IndirectEntry, IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget, MIN_INDIRECT_ENTRY,
 };
@@ -188,6 +190,7 @@ pub enum KeyViolation {
 pub(super) enum Target {
     Pages(KeySpec),
     Indirect(Box<IndirectKeySpec>),
+    Implicit(Box<ImplicitKeySpec>),
     Window(BoundWindow),
     Null(NullKeySpec),
 }
@@ -210,11 +213,18 @@ impl From<IndirectKeySpec> for Target {
     }
 }
 
+impl From<ImplicitKeySpec> for Target {
+    fn from(spec: ImplicitKeySpec) -> Self {
+        Self::Implicit(Box::new(spec))
+    }
+}
+
 impl Target {
     pub(super) fn pd(&self) -> Pd {
         match self {
             Self::Pages(spec) => spec.pd,
             Self::Indirect(spec) => spec.pd,
+            Self::Implicit(spec) => spec.pd,
             Self::Window(bound) => bound.pd,
             Self::Null(spec) => spec.pd,
         }
@@ -224,6 +234,7 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.access = access,
             Self::Indirect(spec) => spec.access = access,
+            Self::Implicit(spec) => spec.access = access,
             Self::Window(_) | Self::Null(_) => unreachable!("neither is registered"),
         }
     }
@@ -232,6 +243,7 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.check(),
             Self::Indirect(spec) => spec.check(),
+            Self::Implicit(spec) => spec.check(),
             Self::Window(_) | Self::Null(_) => Ok(()),
         }
     }
@@ -247,6 +259,7 @@ impl Target {
         match self {
             Self::Pages(spec) => spec.authorize(caller.pd, need, address, length),
             Self::Indirect(spec) => spec.authorize(caller.pd, need, address, length),
+            Self::Implicit(spec) => spec.authorize(caller.pd, need, address, length),
             Self::Window(bound) => bound.authorize(caller, need, address, length),
             Self::Null(spec) => spec.authorize(caller, need).map(|()| 0),
         }

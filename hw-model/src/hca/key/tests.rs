@@ -20,6 +20,7 @@ fn address(target: &Target) -> u64 {
     match target {
         Target::Pages(spec) => spec.address.0,
         Target::Indirect(spec) => spec.address.0,
+        Target::Implicit(spec) => spec.address.0,
         Target::Window(bound) => bound.base().0,
         Target::Null(spec) => spec.page.0,
     }

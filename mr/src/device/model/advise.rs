@@ -5,11 +5,9 @@ use super::ModelPd;
 use super::prefetch::Origin;
 use super::target::FaultTarget;
 use crate::device::{AdviseError, Flush};
-use crate::region::PublishError;
-use crate::region::counters::add;
 use hw_model::addr::VirtRange;
 use hw_model::hca::Sge;
-use odp::fault::{FaultFailure, Want};
+use odp::fault::Want;
 use odp::space::Access;
 
 pub(super) fn advise(pd: &ModelPd, want: Want, flush: Flush, pieces: &[Sge]) -> Result<(), AdviseError> {
@@ -19,7 +17,7 @@ pub(super) fn advise(pd: &ModelPd, want: Want, flush: Flush, pieces: &[Sge]) -> 
     let checked: Vec<_> = pieces.iter().map(|piece| check(pd, want, piece)).collect::<Result<_, _>>()?;
     for (target, memory) in checked {
         match flush {
-            Flush::Yes => bring(&target, memory, want)?,
+            Flush::Yes => target.bring(memory, want)?,
             Flush::No => drop(pd.device().prefetcher().ask(&target, memory, want, Origin::Advice)),
         }
     }
@@ -49,20 +47,4 @@ fn check(pd: &ModelPd, want: Want, piece: &Sge) -> Result<(FaultTarget, VirtRang
         region: target.range.len(),
     })?;
     Ok((target, memory))
-}
-
-fn bring(target: &FaultTarget, memory: VirtRange, want: Want) -> Result<(), AdviseError> {
-    let mut left = memory;
-    while !left.is_empty() {
-        let Some(place) = target.place(left) else { return Ok(()) };
-        let pages = place.range.page_aligned();
-        let brought = place.core.bring(&place.sequence, pages, want).map_err(|failure| match failure {
-            FaultFailure::Publish(PublishError::Closing) => AdviseError::Deregistered,
-            failure => failure.into(),
-        })?;
-        add(&place.core.counters.page_prefetch, brought);
-        let end = place.range.end();
-        left = VirtRange::new(end, left.end().0 - end.0).expect("the rest of a range");
-    }
-    Ok(())
 }

@@ -2,10 +2,10 @@
 
 use super::target::{FaultTarget, Place};
 use super::{ModelDevice, prefetch};
+use crate::device::RegisterError;
 use crate::points;
-use crate::region::PublishError;
-use crate::region::RegionFault;
 use crate::region::counters::add;
+use crate::region::{MapRegionError, PublishError, RegionFault};
 use hw_model::addr::VirtRange;
 use hw_model::fault_plan::{Direction, Subject};
 use hw_model::hca::{FaultAccess, FaultKind, FaultOutcome, Hca, PageFault};
@@ -20,6 +20,17 @@ use std::time::Duration;
 /// How long the service sleeps at a time when nobody needs it.
 const LONG: Duration = Duration::from_secs(3600);
 
+/// Why a page-fault event cannot be answered with pages.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// They cannot be had.
+    #[error(transparent)]
+    Pages(#[from] FaultFailure<PublishError>),
+    /// They have no place in an implicit region.
+    #[error(transparent)]
+    Part(#[from] RegisterError),
+}
+
 /// One page-fault event on its way to its answer.
 pub struct FaultJob {
     device: Arc<ModelDevice>,
@@ -32,10 +43,16 @@ pub struct FaultJob {
 
 struct Work {
     target: FaultTarget,
-    place: Place,
+    /// What the device wants of it.
+    memory: VirtRange,
     want: Want,
-    /// `None` until it has begun.
-    fault: Option<RegionFault>,
+    begun: Option<Begun>,
+}
+
+/// A fault of which is known where its pages are kept.
+struct Begun {
+    place: Place,
+    fault: RegionFault,
     /// What comes next, and what of it the fault brings in itself.
     ahead: Option<(Ahead, VirtRange)>,
 }
@@ -49,9 +66,9 @@ impl FaultJob {
         let _ = device.dma().points().meet(points::FAULT);
         let refused = device.dma().points().meet_about(points::PAGE_FAULT, || subject(&event)).fails();
         let work = device.fault_target(event.key).and_then(|target| {
-            let place = target.place(target.faulted(event.address, event.length)?)?;
-            add(&place.core.counters.page_faults, 1);
-            Some(Work { target, place, want: Want::Fault(access), fault: None, ahead: None })
+            let memory = target.faulted(event.address, event.length)?;
+            add(&target.counters().page_faults, 1);
+            Some(Work { target, memory, want: Want::Fault(access), begun: None })
         });
         Self { device: Arc::clone(device), event, work, refused, answered: false }
     }
@@ -64,12 +81,12 @@ impl FaultJob {
 
     /// Looks at what is there, decides what to bring in besides, and makes the IO page tables for it. `false` if nothing is
     /// left to do.
-    fn begin(&mut self) -> Result<bool, FaultFailure<PublishError>> {
+    fn begin(&mut self) -> Result<bool, Failure> {
         let Some(work) = &mut self.work else { return Ok(false) };
-        let Work { place, want, .. } = &*work;
+        let Some(place) = work.target.place(work.memory)? else { return Ok(false) };
         // Posted before pages were published for an event that came earlier: perhaps those were the same.
         if self.event.token.serial() < place.core.answered.load(Ordering::Acquire)
-            && place.core.has(place.range, *want)
+            && place.core.has(place.range, work.want)
         {
             add(&place.core.counters.faults_coalesced, 1);
             return Ok(false);
@@ -78,11 +95,10 @@ impl FaultJob {
         let pages = place.range.page_aligned();
         let ahead = prefetcher.observe((self.event.qpn, self.event.kind), pages);
         let around = prefetch::around(&prefetcher.policy(), pages, ahead);
-        let fault = RegionFault::new(&place.core, Arc::clone(&place.sequence), place.range, *want);
+        let fault = RegionFault::new(&place.core, Arc::clone(&place.sequence), place.range, work.want);
         let fault = fault.narrowing().with_neighbours(around);
-        work.ahead = ahead.map(|ahead| (ahead, around));
         fault.prepare()?;
-        work.fault = Some(fault);
+        work.begun = Some(Begun { place, fault, ahead: ahead.map(|ahead| (ahead, around)) });
         Ok(true)
     }
 
@@ -93,18 +109,18 @@ impl FaultJob {
         }
         // A key that is gone: the queue pair finds that out by itself when it tries again.
         let Some(work) = &mut self.work else { return self.answer(FaultOutcome::Resolved, 0) };
-        let Some(fault) = &mut work.fault else {
+        let Some(begun) = &mut work.begun else {
             return match self.begin() {
                 Ok(true) => Progress::Again,
                 Ok(false) => self.answer(FaultOutcome::Resolved, 1),
                 Err(failure) => self.fail(&failure),
             };
         };
-        match fault.poll() {
+        match begun.fault.poll() {
             Ok(Progress::Done(published)) => self.publish(published),
             Ok(Progress::Again) => Progress::Again,
             Ok(Progress::Blocked) => Progress::Blocked,
-            Err(failure) => self.fail(&failure),
+            Err(failure) => self.fail(&failure.into()),
         }
     }
 
@@ -115,7 +131,7 @@ impl FaultJob {
             return;
         }
         let outcome = match (self.begin(), &mut self.work) {
-            (Ok(true), Some(Work { fault: Some(fault), .. })) => fault.run(),
+            (Ok(true), Some(Work { begun: Some(begun), .. })) => begun.fault.run().map_err(Failure::from),
             (Err(failure), _) => Err(failure),
             (Ok(_), work) => {
                 let handled = u64::from(work.is_some());
@@ -132,12 +148,14 @@ impl FaultJob {
     /// The pages are there. What comes after them is asked for once the device has its answer.
     fn publish(&mut self, published: u64) -> Progress<FaultOutcome> {
         let mut next = None;
-        if let Some(work) = &mut self.work {
-            let core = &work.place.core;
+        if let Some(work) = &mut self.work
+            && let Some(begun) = work.begun.take()
+        {
+            let core = &begun.place.core;
             core.answered.fetch_max(self.device.hca().faults().posted(), Ordering::AcqRel);
-            let wanted = work.place.range.page_aligned().page_count();
+            let wanted = begun.place.range.page_aligned().page_count();
             add(&core.counters.pages_ahead, published.saturating_sub(wanted));
-            next = work.ahead.take().map(|(ahead, around)| (work.target.clone(), work.want, ahead, around));
+            next = begun.ahead.map(|(ahead, around)| (work.target.clone(), work.want, ahead, around));
         }
         let done = self.answer(FaultOutcome::Resolved, 1);
         if let Some((target, want, ahead, around)) = next {
@@ -146,12 +164,16 @@ impl FaultJob {
         done
     }
 
-    fn fail(&mut self, failure: &FaultFailure<PublishError>) -> Progress<FaultOutcome> {
+    fn fail(&mut self, failure: &Failure) -> Progress<FaultOutcome> {
         match failure {
-            // The key is gone, or about to be: the queue pair finds that out by itself.
-            FaultFailure::Publish(PublishError::Closing) => self.answer(FaultOutcome::Resolved, 0),
+            // The key is gone, or about to be: the queue pair finds that out by itself. So is a part of an implicit region
+            // that was empty, and then the next try makes another.
+            Failure::Pages(FaultFailure::Publish(PublishError::Closing))
+            | Failure::Part(RegisterError::Map(MapRegionError::Closing)) => {
+                self.answer(FaultOutcome::Resolved, 0)
+            }
             // The region kept changing, here or elsewhere. That is no reason to refuse the device: it asks again.
-            FaultFailure::Unsettled { .. } => self.answer(FaultOutcome::Resolved, 0),
+            Failure::Pages(FaultFailure::Unsettled { .. }) => self.answer(FaultOutcome::Resolved, 0),
             _ => {
                 tracing::debug!(%failure, event = ?self.event, "page fault failed");
                 self.answer(FaultOutcome::Failed, 0)
@@ -162,7 +184,7 @@ impl FaultJob {
     /// Answers the HCA, once. `handled` is 1 if the pages were there.
     fn answer(&mut self, outcome: FaultOutcome, handled: u64) -> Progress<FaultOutcome> {
         if let Some(work) = self.work.take() {
-            add(&work.place.core.counters.page_faults_handled, handled);
+            add(&work.target.counters().page_faults_handled, handled);
         }
         if !std::mem::replace(&mut self.answered, true) {
             self.device.hca().resume(self.event.token, outcome);

@@ -2,6 +2,7 @@
 
 mod advise;
 mod faults;
+mod implicit;
 mod objects;
 mod prefetch;
 mod region;
@@ -9,6 +10,7 @@ mod stepping;
 mod target;
 
 pub use faults::FaultJob;
+pub use implicit::{ImplicitRegion, ImplicitTeardown};
 pub use objects::{ModelCq, ModelPd, ModelQp};
 pub use prefetch::{FaultPolicy, PrefetchJob, PrefetchStats};
 pub use region::ModelRegion;
@@ -21,12 +23,13 @@ use hashbrown::HashMap;
 use hw_model::addr::Iova;
 use hw_model::bus::DmaPort;
 use hw_model::hca::{
-    CreateCqError, CreateKeyError, EngineThreads, Hca, HcaConfig, Key, KeySpec, NewHcaError, PdError,
+    CreateCqError, CreateKeyError, EngineThreads, Hca, HcaConfig, ImplicitKeySpec, Key, KeySpec, NewHcaError,
+    PdError,
 };
 use hw_model::link::Link;
 use hw_model::sync::{Arc, Mutex, RwLock};
 use prefetch::{PrefetchService, Prefetcher};
-use target::FaultTarget;
+use target::{Backed, FaultTarget};
 
 /// What a modelled device is built with.
 #[derive(Clone, Debug, Default)]
@@ -124,7 +127,10 @@ impl ModelDevice {
     #[must_use]
     pub fn region_iova(&self, key: Key) -> Option<Iova> {
         let targets = self.targets.read();
-        Some(targets.get(&key)?.core.mapping.as_ref()?.iova())
+        match &targets.get(&key)?.memory {
+            Backed::Explicit(core, _) => Some(core.mapping.as_ref()?.iova()),
+            Backed::Implicit(_) => None,
+        }
     }
     /// The oldest unanswered page-fault event, as work to be stepped. For drivers of stepped devices; a threaded device
     /// answers its own.
@@ -175,6 +181,39 @@ impl ModelDevice {
         drop(targets);
         debug_assert!(known.is_ok(), "a region's key is destroyed once, by the region");
         drop(target);
+    }
+
+    /// As [`ModelDevice::publish_key`].
+    fn publish_implicit_key(
+        &self,
+        spec: ImplicitKeySpec,
+        target: FaultTarget,
+    ) -> Result<Key, CreateKeyError> {
+        let mut targets = self.targets.write();
+        let key = self.hca.create_implicit_key(spec)?;
+        targets.insert(key, target);
+        Ok(key)
+    }
+
+    /// As [`ModelDevice::withdraw_key`].
+    fn withdraw_implicit_key(&self, key: Key) {
+        let mut targets = self.targets.write();
+        let known = self.hca.destroy_implicit_key(key);
+        let target = targets.remove(&key);
+        drop(targets);
+        debug_assert!(known.is_ok(), "a region's key is destroyed once, by the region");
+        drop(target);
+    }
+
+    /// Takes parts of implicit regions away that have become empty, as far as that goes without waiting. Whether something
+    /// is left to be done. For drivers of stepped devices; a threaded device does it by itself.
+    pub fn reclaim(&self) -> bool {
+        let children = |target: &FaultTarget| match &target.memory {
+            Backed::Implicit(children) => Some(Arc::clone(children)),
+            Backed::Explicit(..) => None,
+        };
+        let implicit: Vec<_> = self.targets.read().values().filter_map(children).collect();
+        implicit.iter().fold(false, |left, children| children.reclaim() | left)
     }
 
     fn fault_target(&self, key: Key) -> Option<FaultTarget> {

@@ -1,10 +1,11 @@
 //! Protection domains, completion queues and queue pairs of the modelled HCA.
 
-use super::{ModelDevice, ModelRegion, advise};
+use super::{ImplicitRegion, ModelDevice, ModelRegion, advise};
 use crate::device::{
     AdviseError, CompletionQueue, Flush, ProtectionDomain, QpError, QueuePair, Region, RegisterError,
     RegisterOptions,
 };
+use crate::region::Mode;
 use hw_model::hca::{
     self, Completion, CreateCqError, ModifyQpError, Overrun, Pd, PdError, PostError, QpAddress, QpSpec,
     SendRequest, Sge,
@@ -48,6 +49,18 @@ impl ModelPd {
     ) -> Result<Arc<ModelRegion>, RegisterError> {
         ModelRegion::register(self, memory, options)
     }
+
+    /// The same for an implicit region.
+    ///
+    /// # Errors
+    /// See [`RegisterError`].
+    pub fn register_implicit(
+        self: &Arc<Self>,
+        memory: &UserRange,
+        options: RegisterOptions,
+    ) -> Result<Arc<ImplicitRegion>, RegisterError> {
+        ImplicitRegion::register(self, memory, options)
+    }
 }
 
 impl ProtectionDomain for ModelPd {
@@ -56,7 +69,10 @@ impl ProtectionDomain for ModelPd {
         memory: &UserRange,
         options: RegisterOptions,
     ) -> Result<Arc<dyn Region>, RegisterError> {
-        Ok(self.register_model(memory, options)?)
+        match options.mode {
+            Mode::Implicit => Ok(self.register_implicit(memory, options)?),
+            Mode::Pinned | Mode::OnDemand => Ok(self.register_model(memory, options)?),
+        }
     }
 
     fn advise(&self, want: Want, flush: Flush, pieces: &[Sge]) -> Result<(), AdviseError> {

@@ -5,13 +5,14 @@
 //! that a fault on the same pages waits for a step or not at all.
 
 use super::ModelDevice;
-use super::target::FaultTarget;
+use super::target::{FaultTarget, Place};
 use crate::region::Bringing;
 use crate::region::counters::add;
+use crossbeam::sync::{Parker, Unparker};
 use hw_model::addr::VirtRange;
 use hw_model::hca::{FaultKind, Qpn};
 use hw_model::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use hw_model::sync::{Arc, Condvar, Mutex};
+use hw_model::sync::{Arc, Mutex};
 use odp::fault::{Progress, Want};
 use odp::prefetch::{Ahead, PrefetchPolicy, Streams};
 use std::collections::VecDeque;
@@ -27,6 +28,8 @@ const SLICE: u64 = 512 << 10;
 const AT_ONCE: std::ops::RangeInclusive<u64> = 128 << 10..=8 << 20;
 /// How long the service sleeps at a time when nobody needs it.
 const LONG: Duration = Duration::from_secs(3600);
+/// How long it waits for a burst.
+const SOON: Duration = Duration::from_micros(50);
 
 /// How page faults of a device are answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -66,12 +69,14 @@ struct Request {
 }
 
 /// The queue of one device, and what it knows of its streams.
-#[derive(Default)]
 pub(super) struct Prefetcher {
     policy: Mutex<FaultPolicy>,
     streams: Mutex<Streams<(Qpn, FaultKind)>>,
     queue: Mutex<VecDeque<Request>>,
-    arrived: Condvar,
+    /// Rung for requests, and from inside invalidations for parts of implicit regions that have become empty.
+    bell: Unparker,
+    /// Who hears it, until the service has it.
+    ear: Mutex<Option<Parker>>,
     windows: AtomicU64,
     bytes_ahead: AtomicU64,
     carried_out: AtomicU64,
@@ -80,7 +85,22 @@ pub(super) struct Prefetcher {
 
 impl Prefetcher {
     pub(super) fn new(policy: FaultPolicy) -> Self {
-        Self { policy: Mutex::new(policy), ..Self::default() }
+        let ear = Parker::new();
+        Self {
+            policy: Mutex::new(policy),
+            streams: Mutex::default(),
+            queue: Mutex::default(),
+            bell: ear.unparker().clone(),
+            ear: Mutex::new(Some(ear)),
+            windows: AtomicU64::new(0),
+            bytes_ahead: AtomicU64::new(0),
+            carried_out: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn bell(&self) -> Unparker {
+        self.bell.clone()
     }
 
     pub(super) fn policy(&self) -> FaultPolicy {
@@ -124,7 +144,7 @@ impl Prefetcher {
         }
         queue.push_back(request);
         drop(queue);
-        self.arrived.notify_one();
+        self.bell.unpark();
         true
     }
 
@@ -168,7 +188,8 @@ pub(super) fn around(policy: &FaultPolicy, fault: VirtRange, ahead: Option<Ahead
 pub struct PrefetchJob {
     device: Arc<ModelDevice>,
     request: Request,
-    bringing: Option<Bringing>,
+    /// Where, which stays meanwhile, and how far it has come.
+    bringing: Option<(Place, Bringing)>,
 }
 
 impl PrefetchJob {
@@ -181,17 +202,17 @@ impl PrefetchJob {
     fn begin(&mut self) -> Option<&mut Bringing> {
         if self.bringing.is_none() {
             let Request { target, memory, want, .. } = &mut self.request;
-            let place = target.place(*memory).filter(|place| !place.range.is_empty())?;
-            let end = memory.end();
-            let next = place.range.end();
+            let place = target.place(*memory).ok()??;
+            let (end, next) = (memory.end(), place.range.end());
             *memory = VirtRange::new(next, end.0.saturating_sub(next.0))?;
             let pages = place.range.page_aligned();
-            let bringing = Bringing::new(&place.core, place.sequence, pages, *want).in_steps_of(SLICE);
+            let sequence = Arc::clone(&place.sequence);
+            let bringing = Bringing::new(&place.core, sequence, pages, *want).in_steps_of(SLICE);
             // A fault may have been there before.
             let bringing = bringing.skipping_present();
-            self.bringing = Some(bringing);
+            self.bringing = Some((place, bringing));
         }
-        self.bringing.as_mut()
+        self.bringing.as_mut().map(|(_, bringing)| bringing)
     }
 
     /// One step; never waits.
@@ -226,7 +247,7 @@ impl PrefetchJob {
     }
 
     fn count(&mut self) {
-        let Some(bringing) = &mut self.bringing else { return };
+        let Some((_, bringing)) = &mut self.bringing else { return };
         let published = bringing.take_published();
         let counters = bringing.counters();
         match self.request.origin {
@@ -253,23 +274,21 @@ impl PrefetchService {
     pub(super) fn spawn(device: &Arc<ModelDevice>) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, prefetcher) = (Arc::clone(&stop), Arc::clone(device.prefetcher()));
-        let requests = Arc::clone(&prefetcher);
+        let ear = prefetcher.ear.lock().take().unwrap_or_default();
         // Weak: the device owns the service.
         let device = Arc::downgrade(device);
         let thread = std::thread::Builder::new().name("anypage-prefetch".into()).spawn(move || {
-            loop {
-                {
-                    let mut queue = requests.queue.lock();
-                    while queue.is_empty() && !stopped.load(Ordering::Acquire) {
-                        requests.arrived.wait_for(&mut queue, LONG);
-                    }
-                }
-                if stopped.load(Ordering::Acquire) {
-                    return;
-                }
+            while !stopped.load(Ordering::Acquire) {
                 let Some(device) = device.upgrade() else { return };
-                if let Some(job) = PrefetchJob::next(&device) {
-                    job.run();
+                let left = device.reclaim();
+                match PrefetchJob::next(&device) {
+                    Some(job) => job.run(),
+                    // A burst is under way on what was taken away. It is bounded.
+                    None if left => std::thread::sleep(SOON),
+                    None => {
+                        drop(device);
+                        ear.park_timeout(LONG);
+                    }
                 }
             }
         })?;
@@ -279,12 +298,8 @@ impl PrefetchService {
 
 impl Drop for PrefetchService {
     fn drop(&mut self) {
-        {
-            // Under the lock: the thread looks at it there before it sleeps.
-            let _queue = self.prefetcher.queue.lock();
-            self.stop.store(true, Ordering::Release);
-        }
-        self.prefetcher.arrived.notify_all();
+        self.stop.store(true, Ordering::Release);
+        self.prefetcher.bell.unpark();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {

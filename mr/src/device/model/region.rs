@@ -3,12 +3,12 @@
 use super::ModelPd;
 use super::prefetch::Origin;
 use super::stepping::Advice;
-use super::target::FaultTarget;
+use super::target::{Backed, FaultTarget};
 use crate::device::{AdviseError, Region, RegisterError, RegisterOptions, Seal, SyncError};
 use crate::dma::{LinkError, Mapping};
 use crate::points;
 use crate::region::counters::add;
-use crate::region::{Bringing, Core, MapRun, Mapped, PublishError, RegionReport, Teardown};
+use crate::region::{Bringing, Core, MapRun, Mapped, Mode, PublishError, RegionReport, Teardown};
 use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Access, CreateKeyError, Key, KeySpec};
 use hw_model::sync::{Arc, Mutex};
@@ -44,6 +44,9 @@ impl ModelRegion {
         memory: &UserRange,
         options: RegisterOptions,
     ) -> Result<Arc<Self>, RegisterError> {
+        if options.mode == Mode::Implicit {
+            return Err(RegisterError::ImplicitInSteps);
+        }
         let mapped = Mapped::new(pd.device().dma(), memory, options.mode, writes(&options))?;
         Self::with_key(pd, memory, options, mapped).map_err(|(error, mapped)| {
             Teardown::begin(*mapped).wait();
@@ -71,8 +74,7 @@ impl ModelRegion {
         let core = Arc::clone(&mapped.core);
         let sequence = mapped.interval.sequence();
         let target = FaultTarget {
-            core: Arc::clone(&core),
-            sequence: Arc::clone(&sequence),
+            memory: Backed::Explicit(Arc::clone(&core), Arc::clone(&sequence)),
             range: memory.range(),
             address,
             pd: pd.handle(),

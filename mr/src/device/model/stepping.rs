@@ -4,7 +4,7 @@ use super::region::{ModelRegion, writes};
 use super::{ModelDevice, ModelPd};
 use crate::device::{AdviseError, RegisterError, RegisterOptions};
 use crate::region::counters::add;
-use crate::region::{Bringing, Mapped, Teardown};
+use crate::region::{Bringing, Mapped, Mode, Teardown};
 use hw_model::hca::PdError;
 use hw_model::sync::Arc;
 use odp::fault::Progress;
@@ -47,6 +47,9 @@ impl ModelPd {
         memory: &UserRange,
         options: RegisterOptions,
     ) -> Result<Registration, RegisterError> {
+        if options.mode == Mode::Implicit {
+            return Err(RegisterError::ImplicitInSteps);
+        }
         let mapped = Mapped::unpopulated(self.device().dma(), memory, options.mode, writes(&options))?;
         let bringing = mapped.populating();
         let stage = Stage::Populating(Box::new((mapped, bringing)));

@@ -1,19 +1,31 @@
 //! What a key means to the fault handler: which memory lies behind an address, and in which region it is kept.
 
-use crate::region::{Core, Mode, WINDOW};
+use super::implicit::{ChildUse, Children};
+use crate::device::{AdviseError, RegisterError};
+use crate::region::counters::{Counters, add};
+use crate::region::{Core, Mode, PublishError, WINDOW};
 use hw_model::addr::{RegionAddr, VirtRange};
 use hw_model::hca::Pd;
 use hw_model::sync::Arc;
+use odp::fault::{FaultFailure, Want};
 use odp::notifier::Sequence;
 
 /// What the fault handler needs of a region: enough to fault, not enough to keep it registered.
 #[derive(Clone)]
 pub(super) struct FaultTarget {
-    pub(super) core: Arc<Core>,
-    pub(super) sequence: Arc<Sequence>,
+    pub(super) memory: Backed,
     pub(super) range: VirtRange,
     pub(super) address: RegionAddr,
     pub(super) pd: Pd,
+}
+
+/// Where the pages of a region are kept.
+#[derive(Clone)]
+pub(super) enum Backed {
+    /// In one page list.
+    Explicit(Arc<Core>, Arc<Sequence>),
+    /// In the lists of its children.
+    Implicit(Arc<Children>),
 }
 
 /// Memory of one region, or of one part of it that has a page list of its own.
@@ -22,9 +34,16 @@ pub(super) struct Place {
     pub(super) core: Arc<Core>,
     pub(super) sequence: Arc<Sequence>,
     pub(super) range: VirtRange,
+    /// A child stays while it is used.
+    _held: Option<ChildUse>,
 }
 
 impl FaultTarget {
+    pub(super) fn implicit(children: &Arc<Children>, pd: Pd) -> Self {
+        let (range, memory) = (children.range, Backed::Implicit(Arc::clone(children)));
+        Self { memory, range, address: RegionAddr(range.start().0), pd }
+    }
+
     /// The memory of the `length` bytes that requests call `address`; `None` if they are not all in the region.
     pub(super) fn memory_of(&self, address: RegionAddr, length: u64) -> Option<VirtRange> {
         let offset = address.0.checked_sub(self.address.0).filter(|offset| *offset <= self.range.len())?;
@@ -40,17 +59,62 @@ impl FaultTarget {
         VirtRange::new(self.range.start().offset(offset), length)
     }
 
-    /// The first part of `memory`, clipped to the region, that is kept in one place; with it what lies behind that.
-    pub(super) fn place(&self, memory: VirtRange) -> Option<Place> {
-        let range = memory.intersection(self.range)?;
-        Some(Place { core: Arc::clone(&self.core), sequence: Arc::clone(&self.sequence), range })
+    /// The first part of `memory`, clipped to the region, that is kept in one place. `None` if none of it is in the region.
+    ///
+    /// # Errors
+    /// Why an implicit region cannot have a child there.
+    pub(super) fn place(&self, memory: VirtRange) -> Result<Option<Place>, RegisterError> {
+        let Some(range) = memory.intersection(self.range).filter(|range| !range.is_empty()) else {
+            return Ok(None);
+        };
+        Ok(Some(match &self.memory {
+            Backed::Explicit(core, sequence) => {
+                let (core, sequence) = (Arc::clone(core), Arc::clone(sequence));
+                Place { core, sequence, range, _held: None }
+            }
+            Backed::Implicit(children) => {
+                let (core, sequence, range, held) = children.place(range)?;
+                Place { core, sequence, range, _held: Some(held) }
+            }
+        }))
+    }
+
+    /// Brings `memory`, which lies in the region, in and waits for it.
+    pub(super) fn bring(&self, memory: VirtRange, want: Want) -> Result<(), AdviseError> {
+        let mut left = memory;
+        while !left.is_empty() {
+            let Some(place) = self.place(left)? else { return Ok(()) };
+            let pages = place.range.page_aligned();
+            let brought =
+                place.core.bring(&place.sequence, pages, want).map_err(|failure| match failure {
+                    FaultFailure::Publish(PublishError::Closing) => AdviseError::Deregistered,
+                    failure => failure.into(),
+                })?;
+            add(&place.core.counters.page_prefetch, brought);
+            let end = place.range.end();
+            left = VirtRange::new(end, left.end().0 - end.0).expect("the rest of a range");
+        }
+        Ok(())
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        match &self.memory {
+            Backed::Explicit(core, _) => &core.counters,
+            Backed::Implicit(children) => &children.counters,
+        }
     }
 
     pub(super) fn is_on_demand(&self) -> bool {
-        self.core.mode == Mode::OnDemand
+        match &self.memory {
+            Backed::Explicit(core, _) => core.mode == Mode::OnDemand,
+            Backed::Implicit(_) => true,
+        }
     }
 
     pub(super) fn is_writable(&self) -> bool {
-        self.core.writable
+        match &self.memory {
+            Backed::Explicit(core, _) => core.writable,
+            Backed::Implicit(children) => children.writable,
+        }
     }
 }

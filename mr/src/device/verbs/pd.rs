@@ -137,6 +137,8 @@ impl VerbsPd {
         }
         match mode {
             Mode::OnDemand => device.require(Capability::OnDemand),
+            // Also where the device has it: nothing here asks for it yet.
+            Mode::Implicit => Err(VerbsError::Lacks { device: name(), capability: Capability::Implicit }),
             Mode::Pinned => LockedMemory::now().allows(range),
         }
     }

@@ -171,7 +171,8 @@ impl Region for VerbsRegion {
     fn report(&self) -> RegionReport {
         let entries = self.memory.range().page_count();
         let present = if self.mode == Mode::Pinned { entries } else { 0 };
-        RegionReport { entries, present, linked: 0, list_bytes: 0, counters: CounterValues::default() }
+        let counters = CounterValues::default();
+        RegionReport { entries, present, linked: 0, list_bytes: 0, children: 0, counters }
     }
     fn page_map(&self) -> Option<Vec<MapRun>> {
         None

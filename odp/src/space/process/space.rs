@@ -224,6 +224,22 @@ impl ProcessSpace {
         Err(FaultError::NoMapping { at: if user.contains(range) { at } else { at.max(user.end()) } })
     }
 
+    /// Whether `range` can be watched here, as far as that can be said without a look at it. For the watch, the space.
+    fn check_watch(&self, range: VirtRange) -> Result<Arc<Self>, WatchError> {
+        if !self.birth.is_here() {
+            let reason = "the space was opened before this process was forked".to_owned();
+            return Err(WatchError::Refused { range, reason });
+        }
+        let whole = range.start().is_aligned(PAGE_SIZE) && range.len().is_multiple_of(PAGE_SIZE);
+        if !whole || range.is_empty() || !frames::user_space().contains(range) {
+            return Err(WatchError::BadRange { range });
+        }
+        if self.points.meet(points::WATCH).fails() {
+            return Err(WatchError::Refused { range, reason: "fault injection".to_owned() });
+        }
+        Ok(self.me.upgrade().expect("borrowed from an Arc"))
+    }
+
     fn meet(&self, point: Point, range: VirtRange) -> Result<(), FaultError> {
         match self.points.meet(point).fails() {
             true => Err(FaultError::OutOfMemory { at: range.start() }),
@@ -266,18 +282,7 @@ impl AddressSpace for ProcessSpace {
     /// Maps that come later within `range`, in place of those that are there now, are watched from the first walk that
     /// reports a page of them.
     fn watch(&self, range: VirtRange) -> Result<Watch, WatchError> {
-        if !self.birth.is_here() {
-            let reason = "the space was opened before this process was forked".to_owned();
-            return Err(WatchError::Refused { range, reason });
-        }
-        let whole = range.start().is_aligned(PAGE_SIZE) && range.len().is_multiple_of(PAGE_SIZE);
-        if !whole || range.is_empty() || !frames::user_space().contains(range) {
-            return Err(WatchError::BadRange { range });
-        }
-        if self.points.meet(points::WATCH).fails() {
-            return Err(WatchError::Refused { range, reason: "fault injection".to_owned() });
-        }
-        let me = self.me.upgrade().expect("borrowed from an Arc");
+        let me = self.check_watch(range)?;
         let mut mappings = Vec::new();
         let refused = |error: rustix::io::Errno| WatchError::Refused { range, reason: error.to_string() };
         self.mappings.collect(range, &mut mappings).map_err(refused)?;
@@ -304,6 +309,21 @@ impl AddressSpace for ProcessSpace {
             }
             me.watching.fetch_sub(1, Ordering::Relaxed);
         }))
+    }
+
+    /// Nothing is registered with the kernel before a walk reports a page of it.
+    fn watch_sparse(&self, range: VirtRange) -> Result<Watch, WatchError> {
+        let me = self.check_watch(range)?;
+        self.watches.cover_sparsely(range);
+        self.watching.fetch_add(1, Ordering::Relaxed);
+        Ok(Watch::new(range, move || {
+            me.watches.uncover(range);
+            me.watching.fetch_sub(1, Ordering::Relaxed);
+        }))
+    }
+
+    fn addresses(&self) -> VirtRange {
+        frames::user_space()
     }
 
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {

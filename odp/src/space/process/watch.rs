@@ -72,6 +72,12 @@ impl Watches {
         extent
     }
 
+    /// Watches whatever is or will be mapped in `range`: each mapping from the first walk on that reports a page of it. To be
+    /// uncovered as an extent.
+    pub(super) fn cover_sparsely(&self, range: VirtRange) {
+        self.coverage.lock().add(range, |_| ());
+    }
+
     /// Covers an extent once less.
     pub(super) fn uncover(&self, extent: VirtRange) {
         let mut bare = Vec::new();
@@ -88,7 +94,7 @@ impl Watches {
 
     /// Registers what is covered of `mapping`, which was found not to be. Whether there was anything to try.
     pub(super) fn renew(&self, mapping: &Mapping, within: VirtRange) -> bool {
-        if self.userfault.is_none() {
+        if self.exact && self.userfault.is_none() {
             return false;
         }
         let mut parts = Vec::new();

@@ -162,6 +162,13 @@ impl AddressSpace for SimSpace {
         }
     }
 
+    fn watch_sparse(&self, range: VirtRange) -> Result<Watch, WatchError> {
+        if range.is_empty() || Span::of(range).range() != range {
+            return Err(WatchError::BadRange { range });
+        }
+        Ok(Watch::new(range, || ()))
+    }
+
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.snapshot_for(None, range, out)
     }

@@ -42,6 +42,9 @@ impl AddressSpace for DeviceView {
     fn watch(&self, range: VirtRange) -> Result<Watch, WatchError> {
         self.space.watch(range)
     }
+    fn watch_sparse(&self, range: VirtRange) -> Result<Watch, WatchError> {
+        self.space.watch_sparse(range)
+    }
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.space.snapshot_for(Some(self.device), range, out)
     }
