@@ -2,7 +2,7 @@
 
 use super::epoch::DmaEpoch;
 use super::private::PrivatePages;
-use crate::addr::PhysAddr;
+use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::sync::Arc;
 
 /// Memory behind the host bridge. Implemented by the address spaces of `odp` and by modelled BARs.
@@ -22,6 +22,26 @@ pub trait HostMemory: Send + Sync {
     /// # Errors
     /// See [`MemoryError`]; a prefix of `data` may have been placed then.
     fn write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError>;
+
+    /// Copies `len` bytes from `from` to `to`. Unlike the others this may run over page after page, as long as physical
+    /// addresses go on. Where the two ranges overlap, the bytes that arrive are unspecified.
+    ///
+    /// # Errors
+    /// See [`CopyError`]; a prefix may have been placed then.
+    fn copy(&self, from: PhysAddr, to: PhysAddr, len: usize) -> Result<(), CopyError<MemoryError>> {
+        let mut buffer = [0; PAGE_SIZE as usize];
+        let mut done = 0;
+        while done < len {
+            let (from, to) = (from.offset(done as u64), to.offset(done as u64));
+            let left = |at: PhysAddr| (PAGE_SIZE - at.page_offset()) as usize;
+            let now = (len - done).min(left(from)).min(left(to));
+            let (bytes, at) = (&mut buffer[..now], done as u64);
+            self.read(from, bytes).map_err(|error| CopyError { end: CopyEnd::Source, done: at, error })?;
+            self.write(to, bytes).map_err(|error| CopyError { end: CopyEnd::Target, done: at, error })?;
+            done += now;
+        }
+        Ok(())
+    }
 
     /// Performs `op` on the aligned 64-bit word at `at` as one locked instruction and gives the value before it.
     ///
@@ -51,6 +71,40 @@ pub enum AtomicOp {
         /// The value to store.
         swap: u64,
     },
+}
+
+impl MemoryError {
+    /// The physical address that it speaks of.
+    #[must_use]
+    pub fn at(&self) -> PhysAddr {
+        match self {
+            Self::Retired { at }
+            | Self::Unbacked { at }
+            | Self::Vanished { at }
+            | Self::Misaligned { at } => *at,
+        }
+    }
+}
+
+/// Which end of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyEnd {
+    /// Where the bytes are.
+    Source,
+    /// Where they are to go.
+    Target,
+}
+
+/// Why a copy from memory to memory ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{end:?} of a copy, after {done} bytes: {error}")]
+pub struct CopyError<E> {
+    /// Which end it was.
+    pub end: CopyEnd,
+    /// How far from the beginning of the copy the byte is that could not be reached.
+    pub done: u64,
+    /// What the memory or the bus said.
+    pub error: E,
 }
 
 /// Why a copy did not happen.

@@ -18,6 +18,7 @@
 
 mod bar;
 mod barrier;
+mod copy;
 mod device;
 mod epoch;
 mod fabric;
@@ -29,10 +30,11 @@ mod topology;
 
 pub use crate::iommu::IommuFault;
 pub use bar::{Bar, BarStorage, RamStorage, StorageError};
+pub use copy::DmaCopy;
 pub use device::{DeviceSpec, DmaLimits};
 pub use epoch::{Busy, Closed, DmaEpoch, Drain, MAX_SLOTS, Slot};
 pub use fabric::{BarError, Bus, BusConfig, MAX_BARS, Translation};
-pub use memory::{AtomicOp, HostMemory, MemoryError};
+pub use memory::{AtomicOp, CopyEnd, CopyError, HostMemory, MemoryError};
 pub use port::{DmaError, DmaPort, PeerRoutes};
 pub use private::PrivatePages;
 pub use ram::RamMemory;

@@ -66,10 +66,32 @@ impl Master {
 }
 
 /// Where a burst goes.
-enum Target<'a> {
+pub(super) enum Target<'a> {
     Memory(PhysAddr),
     Bar(&'a Bar, u64),
     Bounce(&'a BouncePool, u64),
+}
+
+impl Target<'_> {
+    /// Copies from there; `memory` is the one behind the bus.
+    #[inline]
+    pub(super) fn read(&self, memory: &Arc<dyn HostMemory>, out: &mut [u8]) -> Result<(), MemoryError> {
+        match self {
+            Self::Memory(phys) => memory.read(*phys, out),
+            Self::Bar(bar, offset) => bar.storage.read(*offset, out).map_err(|e| e.at(bar.base)),
+            Self::Bounce(pool, offset) => pool.storage().read(*offset, out).map_err(|e| e.at(pool.base())),
+        }
+    }
+
+    /// Copies to there.
+    #[inline]
+    pub(super) fn write(&self, memory: &Arc<dyn HostMemory>, data: &[u8]) -> Result<(), MemoryError> {
+        match self {
+            Self::Memory(phys) => memory.write(*phys, data),
+            Self::Bar(bar, offset) => bar.storage.write(*offset, data).map_err(|e| e.at(bar.base)),
+            Self::Bounce(pool, offset) => pool.storage().write(*offset, data).map_err(|e| e.at(pool.base())),
+        }
+    }
 }
 
 impl DmaPort {
@@ -97,13 +119,7 @@ impl DmaPort {
             self.read(at, head)?;
             return self.read(at.offset(head.len() as u64), tail);
         }
-        match self.target(at, DmaAccess::Read)? {
-            Target::Memory(phys) => Ok(self.0.memory.read(phys, out)?),
-            Target::Bar(bar, offset) => Ok(bar.storage.read(offset, out).map_err(|e| e.at(bar.base))?),
-            Target::Bounce(pool, offset) => {
-                Ok(pool.storage().read(offset, out).map_err(|e| e.at(pool.base()))?)
-            }
-        }
+        Ok(self.target(at, DmaAccess::Read)?.read(self.memory(), out)?)
     }
 
     /// Copies to the bus. The range lies in one 4 KiB page; the caller is inside [`DmaEpoch`].
@@ -117,13 +133,7 @@ impl DmaPort {
             self.write(at, head)?;
             return self.write(at.offset(head.len() as u64), tail);
         }
-        match self.target(at, DmaAccess::Write)? {
-            Target::Memory(phys) => Ok(self.0.memory.write(phys, data)?),
-            Target::Bar(bar, offset) => Ok(bar.storage.write(offset, data).map_err(|e| e.at(bar.base))?),
-            Target::Bounce(pool, offset) => {
-                Ok(pool.storage().write(offset, data).map_err(|e| e.at(pool.base()))?)
-            }
-        }
+        Ok(self.target(at, DmaAccess::Write)?.write(self.memory(), data)?)
     }
 
     /// A locked operation on an aligned 64-bit word.
@@ -142,18 +152,19 @@ impl DmaPort {
 
     /// Whether the burst leaves the IO page it begins in.
     #[inline]
-    fn crosses(&self, at: DmaAddr, len: usize) -> bool {
+    pub(super) fn crosses(&self, at: DmaAddr, len: usize) -> bool {
         let last = at.0.wrapping_add((len as u64).saturating_sub(1));
         (at.0 ^ last) & self.0.page_mask != 0
     }
 
-    fn left_in_page(&self, at: DmaAddr) -> usize {
+    pub(super) fn left_in_page(&self, at: DmaAddr) -> usize {
         let page = !self.0.page_mask + 1;
         (page - (at.0 & !self.0.page_mask)) as usize
     }
 
+    /// Where a burst in one IO page goes.
     #[inline]
-    fn target(&self, at: DmaAddr, access: DmaAccess) -> Result<Target<'_>, DmaError> {
+    pub(super) fn target(&self, at: DmaAddr, access: DmaAccess) -> Result<Target<'_>, DmaError> {
         let master = &*self.0;
         if at.0 & master.unreachable != 0 {
             return Err(DmaError::BeyondMask { at, bits: master.limits.mask_bits });
@@ -239,6 +250,11 @@ impl DmaPort {
             }
             reach => reach,
         }
+    }
+
+    /// The memory behind the bus.
+    pub(super) fn memory(&self) -> &Arc<dyn HostMemory> {
+        &self.0.memory
     }
 
     /// The epoch that engines of this device move data in.

@@ -156,7 +156,7 @@ impl Default for HcaConfig {
         Self {
             engines: 1,
             max_burst: 64 << 10,
-            path_mtu: const { PathMtu::new(16 << 10).expect("a power of two") },
+            path_mtu: PathMtu::MAX,
             window_bytes: 256 << 10,
             rnr_timer: RnrTimer::SHORTEST,
             ack_timeout: const { AckTimeout::from_code(14).expect("five bits") },

@@ -7,7 +7,7 @@ use super::engine::{Engine, Step};
 use super::events::{AsyncEvent, AsyncEvents};
 use super::fault::{FaultOutcome, FaultQueue, FaultToken};
 use super::key::KeyTable;
-use super::mailbox::Mailbox;
+use super::mailbox::{Mail, Mailbox};
 use super::pd::{Pd, PdError, PdTable};
 use super::points;
 use super::qp::{
@@ -16,9 +16,9 @@ use super::qp::{
 };
 use super::stats::{Counters, HcaStats, LiveObjects};
 use super::time::Time;
-use crate::bus::{DmaPort, MAX_SLOTS};
+use crate::bus::{DmaEpoch, DmaPort, MAX_SLOTS};
 use crate::fault_plan::Points;
-use crate::link::{Ingress, Link};
+use crate::link::{Ingress, Link, LoanTerms};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
 use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn, Srqn};
@@ -100,6 +100,8 @@ struct Inbox {
     mailboxes: Arc<[Mailbox]>,
     /// To run its engines on the thread that delivers.
     hca: Weak<Hca>,
+    epoch: Arc<DmaEpoch>,
+    whole_bursts: bool,
 }
 
 impl Inbox {
@@ -125,6 +127,9 @@ impl Ingress for Inbox {
                 None => mailbox.wake(),
             }
         }
+    }
+    fn takes_loans(&self, terms: &LoanTerms<'_>) -> bool {
+        Arc::ptr_eq(&self.epoch, terms.epoch) && self.whole_bursts == terms.whole_bursts
     }
 }
 
@@ -202,7 +207,13 @@ impl Hca {
             srqs: SrqNumbers::default(),
             origin: Instant::now(),
         });
-        hca.device.link.attach(Arc::new(Inbox { mailboxes, hca: Arc::downgrade(&hca) }));
+        let inbox = Inbox {
+            mailboxes,
+            hca: Arc::downgrade(&hca),
+            epoch: Arc::clone(hca.device.port.epoch()),
+            whole_bursts: !config.micro_steps,
+        };
+        hca.device.link.attach(Arc::new(inbox));
         Ok(hca)
     }
 
@@ -455,6 +466,10 @@ impl Hca {
 impl Drop for Hca {
     fn drop(&mut self) {
         self.device.link.detach();
+        // A packet that nobody takes any more can hold its sender, and be held by it.
+        for mailbox in self.device.mailboxes.iter() {
+            mailbox.collect(&mut Mail::default());
+        }
     }
 }
 

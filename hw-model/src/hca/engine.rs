@@ -7,13 +7,14 @@
 use super::config::HcaConfig;
 use super::device::Device;
 use super::key::Caller;
+use super::loan;
 use super::mailbox::Mail;
 use super::qp::{Context, Core, Dma, ModifyQpError, Next, QpAttributes, QpChange};
 use super::time::Time;
-use super::translate::{Piece, Span, span_capacity, transfer, translate};
+use super::translate::{Obstacle, Piece, Span, span_capacity, transfer, translate};
 use crate::bus::Slot;
 use crate::sync::Arc;
-use crate::wire::{Packet, Qpn};
+use crate::wire::{Packet, Payload, Qpn};
 use hashbrown::HashMap;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -52,6 +53,8 @@ pub(super) struct Engine {
     /// Where the bytes of the pending burst are, as the queue pair names them and on the bus. Never grow in a burst.
     pieces: Vec<Piece>,
     spans: Vec<Span>,
+    /// Where the bytes of a loan are on the lender's bus.
+    lent: Vec<Span>,
     pending: Option<Pending>,
 }
 
@@ -61,6 +64,8 @@ struct Pending {
     incarnation: u64,
     caller: Caller,
     dma: Dma,
+    /// The bytes stay where they are: they are looked for, and the packet says where.
+    lend: bool,
     /// The slot is busy and the spans are filled.
     translated: bool,
 }
@@ -91,6 +96,7 @@ impl Engine {
             timers: BinaryHeap::new(),
             pieces: Vec::with_capacity(sges),
             spans: Vec::with_capacity(spans),
+            lent: Vec::with_capacity(spans),
             pending: None,
             device,
         }
@@ -193,6 +199,13 @@ impl Engine {
                 self.device.counters[self.index].stale_answers.add(1);
             }
         }
+        for given_back in mail.given_back.drain(..) {
+            self.with(given_back.qpn, now, |core, context| {
+                core.take_back(given_back, context);
+                Next::Again
+            });
+            self.after(given_back.qpn);
+        }
         self.mail = mail;
         true
     }
@@ -267,10 +280,11 @@ impl Engine {
             }
             return None;
         };
-        let core = self.qps.get(&qpn)?;
-        let Core { incarnation, .. } = **core;
-        self.pending =
-            Some(Pending { qpn, incarnation, caller: core.shared.caller(), dma, translated: false });
+        let core = self.qps.get_mut(&qpn)?;
+        let (caller, incarnation) = (core.shared.caller(), core.incarnation());
+        let fits = dma.payload.len() >= loan::LEAST && self.pieces.len() <= loan::PIECES;
+        let lend = fits && core.lends(&dma.work);
+        self.pending = Some(Pending { qpn, incarnation, caller, dma, lend, translated: false });
         Some(self.burst(now))
     }
 
@@ -287,25 +301,48 @@ impl Engine {
             }
             let keys = &self.device.keys;
             result = translate(keys, (pending.caller, need), direction, &self.pieces, &mut self.spans);
+            if let (Ok(()), Some(loan)) = (&result, pending.dma.payload.loan()) {
+                result = loan.translate(self.slot.epoch(), &mut self.lent);
+            }
             if self.device.config.micro_steps && result.is_ok() {
                 pending.translated = true;
                 self.pending = Some(pending);
                 return Burst::Halfway;
             }
         }
-        if result.is_ok() {
+        if result.is_ok() && !pending.lend {
             let Device { keys, port, .. } = &*self.device;
-            result = transfer(keys, port, direction, &self.pieces, &self.spans, &mut pending.dma.payload);
+            result = match pending.dma.payload.loan() {
+                Some(loan) => loan.copy(&self.lent, &self.device, &self.pieces, &self.spans),
+                None => transfer(keys, port, direction, &self.pieces, &self.spans, &mut pending.dma.payload),
+            };
         }
         self.slot.end();
-        let bytes = pending.dma.payload.len();
         let qpn = pending.qpn;
+        let bytes = if pending.lend { 0 } else { pending.dma.payload.len() };
+        if pending.lend && result.is_ok() {
+            self.lend(&mut pending);
+        }
+        if let (Err(Obstacle::CalledIn), Some(loan)) = (&result, pending.dma.payload.loan()) {
+            self.device.counters[self.index].loans_given_back.add(1);
+            loan.give_back(pending.dma.work.request_psn());
+        }
         // A queue pair that was reset, failed or destroyed meanwhile has nothing to do with this burst any more.
-        if self.qps.get(&qpn).is_some_and(|core| core.incarnation == pending.incarnation) {
+        if self.qps.get(&qpn).is_some_and(|core| core.incarnation() == pending.incarnation) {
             self.with(qpn, now, |core, context| core.finish(pending.dma, result, context));
         }
         self.after(qpn);
         Burst::Over { bytes }
+    }
+
+    /// Has the packet say where its bytes are.
+    fn lend(&self, pending: &mut Pending) {
+        let core = self.qps.get(&pending.qpn);
+        if let Some(core) = core.filter(|core| core.incarnation() == pending.incarnation) {
+            let loan = core.lender.lend(pending.caller, pending.dma.need, &self.pieces);
+            pending.dma.payload = Payload::lent(loan, pending.dma.payload.len());
+            self.device.counters[self.index].loans.add(1);
+        }
     }
 
     /// A queue pair may want more: into the list with it.

@@ -1,6 +1,7 @@
 //! What others leave for an engine: packets, doorbells, answers to page faults.
 
 use super::fault::{FaultOutcome, FaultToken};
+use super::loan::GivenBack;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::wire::{Packet, Qpn};
@@ -25,6 +26,7 @@ pub(super) struct Mail {
     pub(super) packets: VecDeque<Packet>,
     pub(super) doorbells: Vec<Qpn>,
     pub(super) answers: Vec<(FaultToken, FaultOutcome)>,
+    pub(super) given_back: Vec<GivenBack>,
 }
 
 impl Mailbox {

@@ -32,6 +32,7 @@ mod events;
 mod fault;
 mod key;
 mod key_verbs;
+mod loan;
 mod mailbox;
 mod page_list;
 mod pd;
@@ -64,6 +65,7 @@ pub use key::{
     KeyChange, KeyMemory, KeySpec, KeyViolation, MIN_INDIRECT_ENTRY, MapKeyError, ReregKeyError, SLOT_BYTES,
     SLOT_SHIFT, UnknownKey, WindowKind, WindowSpec,
 };
+pub(crate) use loan::Loan;
 pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
 pub use pd::{Pd, PdError};
 pub use qp::{

@@ -50,6 +50,10 @@ counters! {
     packets_dropped,
     /// Payload bytes sent.
     bytes_sent,
+    /// Packets that said where their bytes are, instead of holding them.
+    loans,
+    /// Of those received, such whose bytes were not there any more: the lender sent them again.
+    loans_given_back,
     /// Payload bytes placed in memory.
     bytes_placed,
     /// Page faults of requesters that were posted as events.

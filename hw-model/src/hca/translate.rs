@@ -8,7 +8,7 @@ use super::key::{
     KeyViolation, MIN_INDIRECT_ENTRY, NullKeySpec, SLOT_BYTES, SLOT_SHIFT, Target,
 };
 use crate::addr::{DmaAddr, PAGE_SIZE, RegionAddr};
-use crate::bus::{AtomicOp, DmaError, DmaPort, MemoryError};
+use crate::bus::{AtomicOp, CopyEnd, CopyError, DmaCopy, DmaError, DmaPort, MemoryError};
 use crate::wire::Key;
 
 /// A part of a message in one region.
@@ -20,6 +20,11 @@ pub(super) struct Piece {
     pub(super) now: u32,
     /// Bytes from `address` to the end of the message in this region: checked as a whole before any byte moves.
     pub(super) rest: u64,
+}
+
+impl Piece {
+    /// No bytes.
+    pub(super) const NONE: Self = Self { key: Key(0), address: RegionAddr(0), now: 0, rest: 0 };
 }
 
 /// Bytes on the bus, inside one page.
@@ -62,6 +67,8 @@ pub(super) enum Obstacle {
     Refused(DmaError),
     /// An atomic on a word that is not aligned in memory, whatever its address says.
     Misaligned,
+    /// The bytes were lent, and are not where they were any more: their owner is to send them again.
+    CalledIn,
 }
 
 /// Fills `spans` with where the bytes of `pieces` are. `spans` has room (see [`span_capacity`]): it does not grow.
@@ -266,6 +273,45 @@ pub(super) fn transfer(
         }
     }
     Ok(())
+}
+
+/// Moves the bytes of `from`, which `source` reaches, to `spans`, which are as many, in increasing order.
+pub(super) fn borrow(
+    keys: &KeyTable,
+    port: &DmaPort,
+    pieces: &[Piece],
+    spans: &[Span],
+    (source, from): (&DmaPort, &[Span]),
+) -> Result<(), Obstacle> {
+    let mut copy = DmaCopy::new(source, port);
+    let mut sources = from.iter();
+    let mut source = Span { address: DmaAddr(0), length: 0 };
+    let mut copied = Ok(());
+    'spans: for span in spans {
+        let Span { mut address, mut length } = *span;
+        while length > 0 {
+            if source.length == 0 {
+                source = *sources.next().ok_or(Obstacle::CalledIn)?;
+            }
+            let now = length.min(source.length);
+            copied = copy.add(source.address, address, now as usize);
+            if copied.is_err() {
+                break 'spans;
+            }
+            source = Span { address: source.address.offset(u64::from(now)), length: source.length - now };
+            address = address.offset(u64::from(now));
+            length -= now;
+        }
+    }
+    match copied.and_then(|()| copy.finish()) {
+        Ok(()) => Ok(()),
+        // Whatever it is, the owner meets it when it gathers the bytes itself.
+        Err(CopyError { end: CopyEnd::Source, .. }) => Err(Obstacle::CalledIn),
+        Err(CopyError { done, error: DmaError::Memory(MemoryError::Vanished { .. }), .. }) => {
+            Err(vanished(keys, pieces, done as usize))
+        }
+        Err(CopyError { error, .. }) => Err(Obstacle::Refused(error)),
+    }
 }
 
 /// Spans that a payload of `payload` bytes in `pieces` pieces takes at most: cut at the ends of host pages, and at the ends

@@ -1,6 +1,6 @@
 //! A link that loses, duplicates, reorders, delays and mangles what passes, from a seed: by kind of packet and direction.
 
-use super::{Ingress, Link};
+use super::{Ingress, Link, LoanTerms};
 use crate::sync::{Arc, Mutex};
 use crate::wire::{
     Flow, Gid, Header, Identification, Packet, PayloadPool, Qpn, ROCE_PORT, check_icrc, encode, parse,
@@ -219,6 +219,9 @@ impl LossRule {
 
 /// What a receiver makes of the bytes of `packet` with a bit flipped: nothing, if its checks are worth anything.
 fn corrupted(packet: &Packet, bit: usize) -> Option<Packet> {
+    if packet.payload.loan().is_some() {
+        return None;
+    }
     let flow = Flow::between(packet.source, packet.destination, ROCE_PORT)?;
     let mut bytes = Vec::new();
     encode(packet, &flow, 0, &mut bytes);
@@ -250,6 +253,9 @@ impl Ingress for FaultyIngress {
         drop(state);
         self.inner.deliver_all(&mut out);
     }
+    fn takes_loans(&self, terms: &LoanTerms<'_>) -> bool {
+        self.inner.takes_loans(terms)
+    }
 }
 
 impl<L: Link> Link for FaultyLink<L> {
@@ -278,6 +284,9 @@ impl<L: Link> Link for FaultyLink<L> {
     }
     fn congested(&self, peer: Gid, qp: Qpn) {
         self.inner.congested(peer, qp);
+    }
+    fn takes_loans(&self, destination: Gid, terms: &LoanTerms<'_>) -> bool {
+        self.inner.takes_loans(destination, terms)
     }
 }
 

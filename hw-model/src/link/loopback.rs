@@ -1,6 +1,6 @@
 //! An in-process fabric: every port reaches every port, itself too, without loss and in order between any two.
 
-use super::{Ingress, Link};
+use super::{Ingress, Link, LoanTerms};
 use crate::sync::{Arc, RwLock};
 use crate::wire::{Gid, Packet};
 use hashbrown::HashMap;
@@ -75,5 +75,9 @@ impl Link for FabricPort {
         if let Some(ingress) = ports.attached.get(&packet.destination) {
             ingress.deliver(packet);
         }
+    }
+    fn takes_loans(&self, destination: Gid, terms: &LoanTerms<'_>) -> bool {
+        let ports = self.fabric.ports.read();
+        ports.attached.get(&destination).is_some_and(|ingress| ingress.takes_loans(terms))
     }
 }

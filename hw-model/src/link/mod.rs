@@ -21,6 +21,7 @@ pub use shm::{OpenShmError, ShmConfig, ShmCounts, ShmLink};
 #[cfg(not(any(loom, shuttle)))]
 pub use udp::{OpenUdpError, UdpConfig, UdpCounts, UdpLink};
 
+use crate::bus::DmaEpoch;
 use crate::sync::Arc;
 use crate::wire::{Gid, Packet, Qpn};
 
@@ -53,6 +54,22 @@ pub trait Link: Send + Sync {
     fn congested(&self, peer: Gid, qp: Qpn) {
         let _ = (peer, qp);
     }
+
+    /// Whether the HCA at `destination` takes loans on these terms, and packets get to it without anybody on the way
+    /// looking at their bytes.
+    fn takes_loans(&self, destination: Gid, terms: &LoanTerms<'_>) -> bool {
+        let _ = (destination, terms);
+        false
+    }
+}
+
+/// What a lender and a borrower must have in common: then a packet can say where its bytes are instead of holding them.
+#[derive(Clone, Copy, Debug)]
+pub struct LoanTerms<'a> {
+    /// The epoch of the memory that the bytes are in. The borrower's bursts keep its pages as the lender's would.
+    pub epoch: &'a Arc<DmaEpoch>,
+    /// Whether a burst of the lender's device is over within a step.
+    pub whole_bursts: bool,
 }
 
 /// The receiving side of an HCA.
@@ -64,6 +81,12 @@ pub trait Ingress: Send + Sync {
     /// sending takes.
     fn deliver_all(&self, packets: &mut Vec<Packet>) {
         packets.drain(..).for_each(|packet| self.deliver(packet));
+    }
+
+    /// Whether its engines fetch the bytes of packets on these terms.
+    fn takes_loans(&self, terms: &LoanTerms<'_>) -> bool {
+        let _ = terms;
+        false
     }
 }
 
@@ -91,5 +114,8 @@ impl<L: Link + ?Sized> Link for Arc<L> {
     }
     fn congested(&self, peer: Gid, qp: Qpn) {
         (**self).congested(peer, qp);
+    }
+    fn takes_loans(&self, destination: Gid, terms: &LoanTerms<'_>) -> bool {
+        (**self).takes_loans(destination, terms)
     }
 }

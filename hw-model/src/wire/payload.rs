@@ -1,7 +1,11 @@
 //! Payload buffers, pooled: in a steady state no packet allocates.
 //!
 //! The pool is last in, first out, so that a buffer that was just sent and received is reused while it is in the cache.
+//!
+//! Between two HCAs of one process a payload can be a [`Loan`]: not the bytes, but where the receiving engine finds them.
+//! Only links that say so ([`Link::takes_loans`](crate::link::Link::takes_loans)) are given such packets.
 
+use crate::hca::Loan;
 use crate::sync::{Arc, Mutex};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -32,7 +36,7 @@ impl PayloadPool {
         }
         let reused = self.free.lock().pop();
         let bytes = reused.unwrap_or_else(|| vec![0; self.buffer_bytes].into_boxed_slice());
-        Payload { buffer: Some(Buffer { bytes, pool: Arc::clone(self) }), len }
+        Payload { content: Content::Bytes(Buffer { bytes, pool: Arc::clone(self) }), len }
     }
 
     /// The most that a payload of this pool holds.
@@ -62,54 +66,100 @@ struct Buffer {
     pool: Arc<PayloadPool>,
 }
 
-/// The data of one packet. Goes back to its pool on drop.
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut free = self.pool.free.lock();
+        if free.len() < self.pool.keep {
+            free.push(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+enum Content {
+    Nothing,
+    Bytes(Buffer),
+    Lent(Loan),
+}
+
+/// The data of one packet. A buffer goes back to its pool on drop.
 pub struct Payload {
-    buffer: Option<Buffer>,
+    content: Content,
     len: usize,
 }
 
 impl Payload {
     /// No data.
-    pub const EMPTY: Self = Self { buffer: None, len: 0 };
+    pub const EMPTY: Self = Self { content: Content::Nothing, len: 0 };
+
+    /// `len` bytes that the receiver fetches.
+    pub(crate) fn lent(loan: Loan, len: usize) -> Self {
+        Self { content: Content::Lent(loan), len }
+    }
+
+    /// Where the bytes are, if they are not here.
+    pub(crate) fn loan(&self) -> Option<&Loan> {
+        match &self.content {
+            Content::Lent(loan) => Some(loan),
+            Content::Nothing | Content::Bytes(_) => None,
+        }
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
 }
+
+const LENT: &str = "a link that looks at the bytes of packets takes no loans";
 
 impl Deref for Payload {
     type Target = [u8];
+    /// # Panics
+    /// If the bytes are lent.
     fn deref(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], |buffer| &buffer.bytes[..self.len])
+        match &self.content {
+            Content::Nothing => &[],
+            Content::Bytes(buffer) => &buffer.bytes[..self.len],
+            Content::Lent(_) => panic!("{LENT}"),
+        }
     }
 }
 
 impl DerefMut for Payload {
     fn deref_mut(&mut self) -> &mut [u8] {
-        let len = self.len;
-        self.buffer.as_mut().map_or(&mut [], |buffer| &mut buffer.bytes[..len])
-    }
-}
-
-impl Drop for Payload {
-    fn drop(&mut self) {
-        if let Some(Buffer { bytes, pool }) = self.buffer.take() {
-            let mut free = pool.free.lock();
-            if free.len() < pool.keep {
-                free.push(bytes);
-            }
+        match &mut self.content {
+            Content::Nothing => &mut [],
+            Content::Bytes(buffer) => &mut buffer.bytes[..self.len],
+            Content::Lent(_) => panic!("{LENT}"),
         }
     }
 }
 
 impl Clone for Payload {
     fn clone(&self) -> Self {
-        let Some(buffer) = &self.buffer else { return Self::EMPTY };
-        let mut copy = buffer.pool.take(self.len);
-        copy.copy_from_slice(self);
-        copy
+        match &self.content {
+            Content::Nothing => Self::EMPTY,
+            Content::Bytes(buffer) => {
+                let mut copy = buffer.pool.take(self.len);
+                copy.copy_from_slice(self);
+                copy
+            }
+            Content::Lent(loan) => Self::lent(loan.clone(), self.len),
+        }
     }
 }
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Payload({} bytes)", self.len)
+        let lent = if self.loan().is_some() { ", lent" } else { "" };
+        write!(f, "Payload({} bytes{lent})", self.len)
     }
 }
 

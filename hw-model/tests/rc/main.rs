@@ -12,6 +12,7 @@ mod hostile;
 mod implicit;
 mod indirect;
 mod links;
+mod loans;
 mod refusals;
 mod rereg;
 mod send;

@@ -146,11 +146,15 @@ pub struct Host {
 
 impl Host {
     pub fn new(link: Box<dyn Link>, config: HcaConfig, pages: u64) -> Self {
-        let memory = Words::new(pages);
+        Self::on(Words::new(pages), link, config, 0)
+    }
+
+    /// A host whose regions are in `memory` from page `first` on.
+    pub fn on(memory: Arc<Words>, link: Box<dyn Link>, config: HcaConfig, first: u64) -> Self {
         let hca = Hca::new(config, DmaPort::direct(memory.clone()), link).expect("an HCA");
         let pd = hca.alloc_pd().expect("a domain");
         let cq = hca.create_cq(4096).expect("a queue");
-        Self { memory, hca, pd, cq, next_page: Mutex::new(0) }
+        Self { memory, hca, pd, cq, next_page: Mutex::new(first) }
     }
 
     /// A region of `length` bytes that begins `offset` bytes into its first page, all present and writable.
@@ -224,7 +228,17 @@ impl Pair {
 
     pub fn over(config: HcaConfig, a: Box<dyn Link>, b: Box<dyn Link>) -> Self {
         // Two seeds, so that the keys of the two devices are not the same numbers.
-        let (a, b) = (Host::new(a, config, 2048), Host::new(b, HcaConfig { seed: 1, ..config }, 2048));
+        Self::of(Host::new(a, config, 2048), Host::new(b, HcaConfig { seed: 1, ..config }, 2048))
+    }
+
+    /// Two devices over one memory.
+    pub fn sharing(config: HcaConfig, a: Box<dyn Link>, b: Box<dyn Link>) -> Self {
+        let memory = Words::new(2048);
+        let a = Host::on(Arc::clone(&memory), a, config, 0);
+        Self::of(a, Host::on(memory, b, HcaConfig { seed: 1, ..config }, 1024))
+    }
+
+    fn of(a: Host, b: Host) -> Self {
         let (qa, qb) = (a.qp(), b.qp());
         connect(&qa, &qb);
         Self { a, b, qa, qb, now: Time(0) }

@@ -10,9 +10,11 @@ use crate::hca::config::HcaConfig;
 use crate::hca::events::AsyncEvent;
 use crate::hca::fault::{FaultKind, FaultOutcome, FaultToken};
 use crate::hca::key::Access;
+use crate::hca::loan::{GivenBack, Lender};
 use crate::hca::request::Status;
 use crate::hca::time::Time;
 use crate::hca::translate::Obstacle;
+use crate::link::LoanTerms;
 use crate::sync::Arc;
 use crate::wire::{Packet, Service};
 
@@ -27,8 +29,15 @@ pub(in crate::hca) struct Core {
     responder_next: bool,
     /// A packet came before the queue pair was ready to send, and software was told.
     established: bool,
-    /// Changes whenever what is under way is void: a DMA that began before does not finish into what came after.
-    pub(in crate::hca) incarnation: u64,
+    /// To those who have the bytes of its packets to fetch. Its incarnation changes whenever what is under way is void: a
+    /// DMA that began before does not finish into what came after.
+    pub(in crate::hca) lender: Arc<Lender>,
+    /// The peer's engine can fetch the bytes of packets from where they are.
+    peer_borrows: bool,
+    /// Loans may be out.
+    has_lent: bool,
+    /// The next packet carries its bytes: what was lent could not be had.
+    carry_next: bool,
     /// In the engine's list of queue pairs to serve.
     pub(in crate::hca) queued: bool,
     /// The entry in the engine's timer heap that counts.
@@ -36,7 +45,7 @@ pub(in crate::hca) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(shared: Arc<Shared>, access: Access, config: &HcaConfig) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, lender: Arc<Lender>, access: Access, config: &HcaConfig) -> Self {
         let attributes = QpAttributes::new(access, config);
         Self {
             shared,
@@ -46,7 +55,10 @@ impl Core {
             route: None,
             responder_next: false,
             established: false,
-            incarnation: 0,
+            lender,
+            peer_borrows: false,
+            has_lent: false,
+            carry_next: false,
             queued: false,
             timer: None,
         }
@@ -88,6 +100,12 @@ impl Core {
         }
         if after.state.receives() {
             self.route = self.route_to_peer();
+            let epoch = context.device.port.epoch();
+            let terms = LoanTerms { epoch, whole_bursts: !context.device.config.micro_steps };
+            // Where nothing is answered, a request ends before its bytes have been fetched.
+            self.peer_borrows = self.shared.transport.is_reliable()
+                && (self.route.as_ref())
+                    .is_some_and(|route| context.device.link.takes_loans(route.gid, &terms));
         }
         match (before, after.state) {
             (QpState::Init, QpState::ReadyToReceive) => {
@@ -143,7 +161,7 @@ impl Core {
 
     /// Stops everything; what was posted is flushed (10.3.1).
     pub(in crate::hca) fn enter_error(&mut self, context: &mut Context<'_>) {
-        self.incarnation += 1;
+        self.call_in_loans();
         let was_in_error = self.attributes.state == QpState::Error;
         self.set_state(QpState::Error);
         if self.shared.receives.shared.is_some() && !was_in_error {
@@ -158,6 +176,36 @@ impl Core {
     fn enter_send_error(&mut self, context: &Context<'_>) {
         self.set_state(QpState::SendQueueError);
         self.flush_sends(context);
+    }
+
+    pub(in crate::hca) fn incarnation(&self) -> u64 {
+        self.lender.incarnation()
+    }
+
+    /// Whether the bytes of a packet are to be fetched by the peer. Asked once a packet.
+    pub(in crate::hca) fn lends(&mut self, work: &Work) -> bool {
+        let sends = matches!(work, Work::Request { .. } | Work::Respond { .. });
+        let lends = sends && self.peer_borrows && !self.carry_next;
+        self.carry_next &= !sends;
+        self.has_lent |= lends;
+        lends
+    }
+
+    /// A packet's bytes could not be fetched.
+    pub(in crate::hca) fn take_back(&mut self, given_back: GivenBack, context: &mut Context<'_>) {
+        if given_back.incarnation != self.incarnation() {
+            return;
+        }
+        self.carry_next = true;
+        if let Some(psn) = given_back.request {
+            self.requester.send_again(psn, context);
+        }
+    }
+
+    /// What was lent belongs to the program again once a request has ended: before it ends but for success, nobody may have
+    /// the right to read it any more.
+    fn call_in_loans(&mut self) {
+        self.lender.call_in(std::mem::take(&mut self.has_lent));
     }
 
     fn flush(&mut self, context: &Context<'_>) {
@@ -311,6 +359,7 @@ impl Core {
         let mut close = matches!(next, Next::Close);
         if let Next::Fail(status) = next {
             tracing::debug!(qpn = self.shared.qpn.0, ?status, "request failed");
+            self.call_in_loans();
             self.requester.end_oldest(status, &self.shared, context);
             if self.shared.transport.is_reliable() {
                 close = true;

@@ -6,6 +6,7 @@ use super::{ModifyQpError, QpAttributes, QpChange, QpSpec, QpState, RecvQueue};
 use crate::hca::config::HcaConfig;
 use crate::hca::cq::CompletionQueue;
 use crate::hca::device::Hca;
+use crate::hca::loan::Lender;
 use crate::hca::pd::Pd;
 use crate::hca::request::{PostError, RecvRequest, SendRequest};
 use crate::sync::Arc;
@@ -55,7 +56,8 @@ impl QueuePair {
         };
         let identity = (address.qpn, spec.pd, spec.transport);
         let shared = Arc::new(Shared::new(identity, limits, Arc::clone(&spec.send_cq.ring), receives));
-        let core = Core::new(Arc::clone(&shared), spec.access, config);
+        let lender = Lender::new(Arc::clone(&hca.device), address.qpn);
+        let core = Core::new(Arc::clone(&shared), lender, spec.access, config);
         (Arc::new(Self { hca, shared, spec: spec.clone(), address }), core)
     }
 

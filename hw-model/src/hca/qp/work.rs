@@ -64,6 +64,16 @@ pub(in crate::hca) enum Work {
     Respond { header: Header, psn: Psn },
 }
 
+impl Work {
+    /// Of the receiver of a request packet: the packet's number.
+    pub(in crate::hca) fn request_psn(&self) -> Option<Psn> {
+        match self {
+            Self::Place { psn, .. } => Some(*psn),
+            Self::Request { .. } | Self::Land { .. } | Self::Respond { .. } => None,
+        }
+    }
+}
+
 /// Where packets go, what they carry for it, and how large they are.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Route {

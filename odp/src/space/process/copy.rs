@@ -2,19 +2,20 @@
 //!
 //! Unsafe island. Invariant: user memory is only touched by the instructions between `anypage_odp_begin` and
 //! `anypage_odp_end`, by integer address, never through a Rust reference; [`super::recover`] turns a fault of any of
-//! them into a short count. The other side of each copy is a slice that the caller lends.
+//! them into a short count. The other side of each copy is a slice that the caller lends, or user memory too.
 //!
 //! These functions reach whatever is mapped at an address, as a write to /proc/self/mem does. That no Rust object lies
 //! there is the promise of whoever exposes a raw range to devices (an `unsafe fn` further up), not of this file.
 //!
 //! What readers that poll memory rely on: messages of 1, 2, 4 and 8 bytes are one move; the last up to 8 bytes of a
-//! longer one are one move after all others. Long copies use `rep movsb`, whose stores a processor may reorder among
-//! themselves (Intel SDM volume 3, "Fast-String Operation and Out-of-Order Stores"), never past the last move.
+//! longer one are one move after all others. In long copies the moves are of 16 bytes and in ascending order. They measure
+//! faster than `rep movsb` for what is not in the cache, whatever the alignment, and as fast for what is; moves that bypass
+//! the cache are faster still, and leave the receiver to fetch it all from memory.
 #![allow(unsafe_code)]
 
 use super::recover;
-use hw_model::addr::VirtAddr;
-use hw_model::bus::AtomicOp;
+use hw_model::addr::{PAGE_SIZE, VirtAddr};
+use hw_model::bus::{AtomicOp, CopyEnd};
 use rustix::io::Errno;
 use std::fmt;
 
@@ -29,7 +30,7 @@ std::arch::global_asm!(
     .hidden anypage_odp_copy_end, anypage_odp_copy_landing, anypage_odp_atomic_landing
 
 anypage_odp_begin:
-    # (rdi: to, rsi: from, rdx: bytes) -> rax: bytes not copied
+    # (rdi: to, rsi: from, rdx: bytes) -> rax: bytes not copied (all of the block that faulted), rdx: address of the fault, 0 if none
     .type anypage_odp_copy, @function
 anypage_odp_copy:
     .cfi_startproc
@@ -51,8 +52,31 @@ anypage_odp_copy:
     jz      50f
     cmp     rcx, 256
     jb      30f
-    rep movsb
-    jmp     50f
+    # to a multiple of 16 byte by byte, then 64 bytes a turn
+24: test    dil, 15
+    jz      26f
+    mov     al, [rsi]
+    mov     [rdi], al
+    inc     rsi
+    inc     rdi
+    dec     rcx
+    jmp     24b
+    .p2align 4
+26: movdqu  xmm0, [rsi]
+    movdqu  xmm1, [rsi + 16]
+    movdqu  xmm2, [rsi + 32]
+    movdqu  xmm3, [rsi + 48]
+    movdqa  [rdi], xmm0
+    movdqa  [rdi + 16], xmm1
+    movdqa  [rdi + 32], xmm2
+    movdqa  [rdi + 48], xmm3
+    add     rsi, 64
+    add     rdi, 64
+    sub     rcx, 64
+    cmp     rcx, 64
+    jae     26b
+    test    rcx, rcx
+    jz      50f
 30: cmp     rcx, 8
     jb      40f
 31: mov     rax, [rsi]
@@ -90,9 +114,10 @@ anypage_odp_copy:
 58: mov     rax, [rsi]
     mov     [rdi], rax
 60: xor     eax, eax
+    xor     edx, edx
     ret
 anypage_odp_copy_landing:
-    # rdi stands where the faulting move would have stored, also in the middle of rep movsb
+    # rdi stands where the block of the faulting move begins; the handler has put the address of the fault into rdx
     mov     rax, r8
     sub     rax, rdi
     ret
@@ -130,6 +155,14 @@ anypage_odp_end:
 "
 );
 
+/// What the copy routine leaves in rax and rdx.
+#[cfg(target_arch = "x86_64")]
+#[repr(C)]
+struct Copied {
+    left: usize,
+    fault: usize,
+}
+
 /// What an atomic routine leaves in rax and rdx.
 #[cfg(target_arch = "x86_64")]
 #[repr(C)]
@@ -145,7 +178,7 @@ unsafe extern "C" {
     fn anypage_odp_end();
     fn anypage_odp_copy_landing();
     fn anypage_odp_atomic_landing();
-    fn anypage_odp_copy(to: usize, from: usize, bytes: usize) -> usize;
+    fn anypage_odp_copy(to: usize, from: usize, bytes: usize) -> Copied;
     fn anypage_odp_fetch_add(word: usize, addend: u64) -> Atomic;
     fn anypage_odp_compare_swap(word: usize, compare: u64, swap: u64) -> Atomic;
 }
@@ -183,10 +216,30 @@ impl fmt::Display for CopyMethod {
     }
 }
 
-/// The memory stopped being reachable after `copied` bytes.
+/// The memory stopped being reachable `copied` bytes from the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Short {
     pub(super) copied: u64,
+}
+
+/// A copy that ended early: what is left from the beginning of the block that was under way, and the address that could
+/// not be reached, if that is known.
+struct Fault {
+    left: usize,
+    at: Option<usize>,
+}
+
+impl Fault {
+    /// How far into `bytes` bytes from `start` the fault is, if it is there.
+    fn inside(&self, start: usize, bytes: usize) -> Option<u64> {
+        let at = self.at?.checked_sub(start)?;
+        (at < bytes).then_some(at as u64)
+    }
+
+    /// The same for the only side that can fault.
+    fn short(&self, start: usize, bytes: usize) -> Short {
+        Short { copied: self.inside(start, bytes).unwrap_or((bytes - self.left) as u64) }
+    }
 }
 
 /// The one way in this crate to touch memory that may vanish.
@@ -215,24 +268,46 @@ impl Copier {
     /// Copies out of user memory.
     pub(super) fn read(self, from: VirtAddr, out: &mut [u8]) -> Result<(), Short> {
         let bytes = out.len();
-        let left = match self.method {
+        match self.method {
             CopyMethod::Recover => {
                 let to = out.as_mut_ptr().expose_provenance();
-                copy(to, from.0 as usize, bytes)
+                copy(to, from.0 as usize, bytes).map_err(|fault| fault.short(from.0 as usize, bytes))
             }
-            CopyMethod::SystemCall => bytes - system_copy(from.0 as usize, &mut Side::Read(out)).unwrap_or(0),
-        };
-        short(bytes, left)
+            CopyMethod::SystemCall => short(bytes, system_copy(from.0 as usize, &mut Side::Read(out))),
+        }
     }
 
     /// Copies into user memory.
     pub(super) fn write(self, to: VirtAddr, data: &[u8]) -> Result<(), Short> {
         let bytes = data.len();
-        let left = match self.method {
-            CopyMethod::Recover => copy(to.0 as usize, data.as_ptr().expose_provenance(), bytes),
-            CopyMethod::SystemCall => bytes - system_copy(to.0 as usize, &mut Side::Write(data)).unwrap_or(0),
-        };
-        short(bytes, left)
+        match self.method {
+            CopyMethod::Recover => copy(to.0 as usize, data.as_ptr().expose_provenance(), bytes)
+                .map_err(|fault| fault.short(to.0 as usize, bytes)),
+            CopyMethod::SystemCall => short(bytes, system_copy(to.0 as usize, &mut Side::Write(data))),
+        }
+    }
+
+    /// Copies from user memory to user memory. Says which end stopped it.
+    pub(super) fn copy(self, from: VirtAddr, to: VirtAddr, bytes: usize) -> Result<(), (CopyEnd, Short)> {
+        let (from, to) = (from.0 as usize, to.0 as usize);
+        match self.method {
+            CopyMethod::Recover => copy(to, from, bytes).map_err(|fault| match fault.inside(from, bytes) {
+                Some(copied) => (CopyEnd::Source, Short { copied }),
+                None => (CopyEnd::Target, fault.short(to, bytes)),
+            }),
+            CopyMethod::SystemCall => self.copy_through_buffer(from, to, bytes),
+        }
+    }
+
+    fn copy_through_buffer(self, from: usize, to: usize, bytes: usize) -> Result<(), (CopyEnd, Short)> {
+        let mut buffer = [0; PAGE_SIZE as usize];
+        for done in (0..bytes).step_by(buffer.len()) {
+            let part = &mut buffer[..(bytes - done).min(PAGE_SIZE as usize)];
+            let at = |end| move |Short { copied }| (end, Short { copied: done as u64 + copied });
+            self.read(VirtAddr((from + done) as u64), part).map_err(at(CopyEnd::Source))?;
+            self.write(VirtAddr((to + done) as u64), part).map_err(at(CopyEnd::Target))?;
+        }
+        Ok(())
     }
 
     /// Performs `op` on the aligned word at `at`; the value before. `None` if it cannot be reached for writing, or if
@@ -246,17 +321,18 @@ impl Copier {
     }
 }
 
-fn short(bytes: usize, left: usize) -> Result<(), Short> {
-    if left == 0 { Ok(()) } else { Err(Short { copied: (bytes - left) as u64 }) }
+fn short(bytes: usize, copied: Result<usize, Errno>) -> Result<(), Short> {
+    let copied = copied.unwrap_or(0);
+    if copied == bytes { Ok(()) } else { Err(Short { copied: copied as u64 }) }
 }
 
-/// Bytes not copied.
 #[cfg(target_arch = "x86_64")]
-fn copy(to: usize, from: usize, bytes: usize) -> usize {
-    // SAFETY: one side is a slice of `bytes` bytes that the callers in this file borrow for the call; the other is user
-    // memory, which the routine may be handed at any address because faults in it are recovered (recover::install has
-    // succeeded before a Copier with this method exists).
-    unsafe { anypage_odp_copy(to, from, bytes) }
+fn copy(to: usize, from: usize, bytes: usize) -> Result<(), Fault> {
+    // SAFETY: each side is a slice of `bytes` bytes that the callers in this file borrow for the call, or user memory, which
+    // the routine may be handed at any address because faults in it are recovered (recover::install has succeeded before a
+    // Copier with this method exists).
+    let Copied { left, fault } = unsafe { anypage_odp_copy(to, from, bytes) };
+    if left == 0 { Ok(()) } else { Err(Fault { left, at: (fault != 0).then_some(fault) }) }
 }
 
 /// The value before, or `None` if the word could not be reached.
@@ -278,10 +354,10 @@ fn atomic(_word: usize, _op: AtomicOp) -> Option<u64> {
     None
 }
 
-/// Bytes not copied: all of them, as no Copier with this method can be had.
+/// No Copier with this method can be had.
 #[cfg(not(target_arch = "x86_64"))]
-fn copy(_to: usize, _from: usize, bytes: usize) -> usize {
-    bytes
+fn copy(_to: usize, _from: usize, bytes: usize) -> Result<(), Fault> {
+    Err(Fault { left: bytes, at: None })
 }
 
 enum Side<'a> {

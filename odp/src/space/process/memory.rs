@@ -13,9 +13,9 @@ use super::frames::{self, Generations};
 use super::polled::Polled;
 use super::view::View;
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
-use hw_model::bus::{AtomicOp, DmaEpoch, HostMemory, MemoryError};
+use hw_model::bus::{AtomicOp, CopyEnd, CopyError, DmaEpoch, HostMemory, MemoryError};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
-use hw_model::sync::{Arc, Mutex, RwLock};
+use hw_model::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
 /// Physical addresses of owned memory start here. Never given out twice: a stale translation to memory that was given
 /// back meets nothing.
@@ -101,21 +101,19 @@ impl ProcessMemory {
         drop(changing);
     }
 
-    /// Has `touch` reach `len` bytes at `at`, by the address it is handed. Its error is how many bytes it got to.
-    fn reach<T>(
-        &self,
+    /// The address at which this process reaches `len` bytes at `at`. While it is used, `windows` stays locked if it is
+    /// now: a window that is removed waits for the copies under way in it.
+    fn locate<'a>(
+        &'a self,
         at: PhysAddr,
-        len: usize,
-        touch: impl FnOnce(VirtAddr) -> Result<T, Short>,
-    ) -> Result<T, MemoryError> {
-        let len = len as u64;
-        let gone = |short: Short| self.gone(at.offset(short.copied));
+        len: u64,
+        windows: &mut Option<RwLockReadGuard<'a, Vec<Window>>>,
+    ) -> Result<VirtAddr, MemoryError> {
         if let Some((virt, generation)) = frames::decode(at) {
             self.check(at, virt, generation, len)?;
-            return touch(virt).map_err(gone);
+            return Ok(virt);
         }
-        // Held while touching: a window that is removed waits for the copies under way in it.
-        let windows = self.windows.read();
+        let windows = windows.get_or_insert_with(|| self.windows.read());
         let index = windows.partition_point(|window| window.base <= at);
         let window = index.checked_sub(1).and_then(|index| windows.get(index));
         let window = window.ok_or(MemoryError::Unbacked { at })?;
@@ -123,7 +121,19 @@ impl ProcessMemory {
         if inside.checked_add(len).is_none_or(|end| end > window.view.range().len()) {
             return Err(MemoryError::Unbacked { at });
         }
-        touch(window.view.range().start().offset(inside)).map_err(gone)
+        Ok(window.view.range().start().offset(inside))
+    }
+
+    /// Has `touch` reach `len` bytes at `at`, by the address it is handed. Its error is how many bytes it got to.
+    fn reach<T>(
+        &self,
+        at: PhysAddr,
+        len: usize,
+        touch: impl FnOnce(VirtAddr) -> Result<T, Short>,
+    ) -> Result<T, MemoryError> {
+        let mut windows = None;
+        let virt = self.locate(at, len as u64, &mut windows)?;
+        touch(virt).map_err(|short| self.gone(at.offset(short.copied)))
     }
 
     /// Lends `use_it` the address at which this process reaches `len` bytes at `at`. Memory that we own stays mapped
@@ -179,6 +189,21 @@ impl HostMemory for ProcessMemory {
 
     fn write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError> {
         self.reach(at, data.len(), |virt| self.copier.write(virt, data))
+    }
+
+    fn copy(&self, from: PhysAddr, to: PhysAddr, len: usize) -> Result<(), CopyError<MemoryError>> {
+        let mut windows = None;
+        let mut locate = |end, start: PhysAddr| {
+            let error =
+                |error: MemoryError| CopyError { end, done: error.at().0.wrapping_sub(start.0), error };
+            self.locate(start, len as u64, &mut windows).map_err(error)
+        };
+        let source = locate(CopyEnd::Source, from)?;
+        let target = locate(CopyEnd::Target, to)?;
+        self.copier.copy(source, target, len).map_err(|(end, short)| {
+            let start = if end == CopyEnd::Source { from } else { to };
+            CopyError { end, done: short.copied, error: self.gone(start.offset(short.copied)) }
+        })
     }
 
     fn atomic(&self, at: PhysAddr, op: AtomicOp) -> Result<u64, MemoryError> {

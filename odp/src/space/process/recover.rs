@@ -123,6 +123,12 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     // SAFETY: points into that context.
     let instruction = unsafe { at.read() } as usize;
     if from_kernel && let Some(landing) = super::copy::landing(instruction) {
+        // SAFETY: si_addr is valid in a siginfo of SIGSEGV or SIGBUS that the kernel made.
+        let address = unsafe { (*info).si_addr() }.expose_provenance();
+        // SAFETY: as for REG_RIP; the routines use rdx for nothing that outlives a fault, and their landing pads expect it there.
+        let rdx = unsafe { &raw mut (*machine).uc_mcontext.gregs[libc::REG_RDX as usize] };
+        // SAFETY: points into that context.
+        unsafe { rdx.write(address as i64) };
         // SAFETY: points into that context; the landing pad returns from the routine as its end does.
         unsafe { at.write(landing as i64) };
         return;

@@ -7,7 +7,7 @@
 use super::copy::{Copier, CopyMethod, Short};
 use super::view::{View, memory_file};
 use hw_model::addr::{PAGE_SIZE, VirtAddr};
-use hw_model::bus::AtomicOp;
+use hw_model::bus::{AtomicOp, CopyEnd};
 use hw_model::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::os::unix::process::ExitStatusExt;
@@ -93,6 +93,49 @@ fn a_copy_stops_where_memory_ends_and_says_how_far_it_came() {
         );
         assert_eq!(copier.write(across, &[1; 1024]), Err(Short { copied: 512 }));
         rustix::fs::ftruncate(&file, 4 * PAGE_SIZE).expect("ftruncate");
+    }
+}
+
+#[test]
+fn from_memory_to_memory_every_size_and_alignment_is_copied_exactly() {
+    let (_from_view, from, _from_file) = island(2);
+    let (_to_view, to, _to_file) = island(2);
+    let data: Vec<u8> = (0..2 * PAGE_SIZE).map(|byte| (byte % 251) as u8 | 1).collect();
+    for copier in copiers() {
+        copier.write(from, &data).expect("mapped");
+        for len in (0..20).chain([255, 256, 257, 300, 320, 335, 1000, 4096, 5000]) {
+            for (skip, shift) in [(0, 0), (0, 1), (1, 0), (7, 8), (16, 15), (3, 64)] {
+                let to = to.offset(64 + shift);
+                copier.write(VirtAddr(to.0 - 1), &vec![0; len + 2]).expect("mapped");
+                assert_eq!(copier.copy(from.offset(skip), to, len), Ok(()));
+                let mut back = vec![0xaa; len + 2];
+                copier.read(VirtAddr(to.0 - 1), &mut back).expect("mapped");
+                assert_eq!(back[1..=len], data[skip as usize..][..len], "{len} bytes at {shift}, {copier:?}");
+                assert_eq!((back[0], back[len + 1]), (0, 0), "neighbours, {len} bytes at {shift}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_copy_from_memory_to_memory_says_which_end_stopped_it_and_where() {
+    let (_from_view, from, _from_file) = island(2);
+    let (_to_view, to, _to_file) = island(2);
+    for copier in copiers() {
+        for (skip, shift) in [(0, 0), (8, 0), (0, 8), (5, 3)] {
+            for (gone, end) in [(from, CopyEnd::Source), (to, CopyEnd::Target)] {
+                protect(gone.offset(PAGE_SIZE), MprotectFlags::empty());
+                let (stopped, Short { copied }) =
+                    copier.copy(from.offset(skip), to.offset(shift), 6000).expect_err("a page is gone");
+                let left = PAGE_SIZE - if end == CopyEnd::Source { skip } else { shift };
+                assert_eq!((stopped, copied), (end, left), "{skip} {shift} {copier:?}");
+                protect(gone.offset(PAGE_SIZE), MprotectFlags::READ | MprotectFlags::WRITE);
+            }
+        }
+        protect(to, MprotectFlags::READ);
+        let read_only = copier.copy(from, to, 8);
+        assert_eq!(read_only, Err((CopyEnd::Target, Short { copied: 0 })));
+        protect(to, MprotectFlags::READ | MprotectFlags::WRITE);
     }
 }
 

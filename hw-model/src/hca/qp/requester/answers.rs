@@ -50,6 +50,13 @@ impl Requester {
             Syndrome::RnrNak(_) | Syndrome::Nak(_) => (psn, Some(syndrome)),
         };
         if !self.advance(answered, route, shared, context) {
+            if let Some(Syndrome::Nak(code)) = negative
+                && let (Some(_), Some(status)) = (self.called_in, refusal(code))
+            {
+                // Its memory went, and the peer has closed: it will not answer what was asked again.
+                context.counters.naks_received.add(1);
+                return Next::Fail(status);
+            }
             // A read before it has not had its data: its responses were lost (9.7.6).
             return self.recover(context);
         }
@@ -58,11 +65,9 @@ impl Requester {
             Some(Syndrome::RnrNak(timer)) => self.not_ready(psn, timer, context),
             Some(Syndrome::Nak(code)) => {
                 context.counters.naks_received.add(1);
-                match code {
-                    NakCode::SequenceError => self.go_back(context),
-                    NakCode::InvalidRequest => Next::Fail(Status::RemoteInvalidRequestError),
-                    NakCode::RemoteAccess => Next::Fail(Status::RemoteAccessError),
-                    NakCode::RemoteOperational => Next::Fail(Status::RemoteOperationError),
+                match refusal(code) {
+                    None => self.go_back(context),
+                    Some(status) => Next::Fail(status),
                 }
             }
         }
@@ -158,10 +163,20 @@ impl Requester {
     /// Answers a gap in read responses, once for all the packets that show the same gap.
     pub(super) fn recover(&mut self, context: &mut Context<'_>) -> Next {
         let will_go_back = matches!(self.wait, Wait::Rnr { .. } | Wait::Page { landing: true, .. });
-        if self.recovering || will_go_back {
+        if self.recovering || self.called_in.is_some() || will_go_back {
             return Next::Nothing;
         }
         self.recovering = true;
         self.go_back(context)
+    }
+}
+
+/// How a request ends that was refused with `code`. `None`: it does not.
+fn refusal(code: NakCode) -> Option<Status> {
+    match code {
+        NakCode::SequenceError => None,
+        NakCode::InvalidRequest => Some(Status::RemoteInvalidRequestError),
+        NakCode::RemoteAccess => Some(Status::RemoteAccessError),
+        NakCode::RemoteOperational => Some(Status::RemoteOperationError),
     }
 }

@@ -75,6 +75,9 @@ pub(super) struct Requester {
     notify_drained: bool,
     /// A gap in read responses was answered by going back; further ones of the same burst say nothing new.
     recovering: bool,
+    /// A read's data, lent by the peer, could not be fetched, and everything was asked again from there up to this number.
+    /// Until all of it is answered, answers of the first time show gaps that mean nothing.
+    called_in: Option<Psn>,
     /// The completion queue overran: the queue pair must go to the error state.
     pub(super) overran: bool,
 }
@@ -98,6 +101,7 @@ impl Requester {
             draining: false,
             notify_drained: false,
             recovering: false,
+            called_in: None,
             overran: false,
         }
     }
@@ -157,6 +161,7 @@ impl Requester {
             self.retries_left = self.pace.retry_count;
             self.rnr_left = self.pace.rnr_retry;
             self.recovering = false;
+            self.called_in = self.called_in.filter(|end| self.unacknowledged.since(*end) < 0);
             if self.ack_deadline.is_some() {
                 self.restart_timer(context);
             }
@@ -207,6 +212,19 @@ impl Requester {
             _ => 0,
         };
         self.fetches = self.jobs.iter().take(job).filter(|job| job.is_fetch() && !job.done).count() as u32;
+    }
+
+    /// The bytes of packet `psn` were lent and could not be fetched: sends again from there. Nothing was lost, so it costs no
+    /// retry.
+    pub(super) fn send_again(&mut self, psn: Psn, context: &Context<'_>) {
+        let cursor = match self.jobs.get(self.cursor_job) {
+            Some(job) => job.first.offset(self.cursor_packet),
+            None => self.allocate,
+        };
+        if psn.since(self.unacknowledged) >= 0 && psn.since(cursor) < 0 {
+            self.seek(psn);
+            self.restart_timer(context);
+        }
     }
 
     /// Sends again from the oldest unanswered packet, if it may (9.7.6: one retry counter for loss and timeout).

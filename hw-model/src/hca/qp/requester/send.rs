@@ -239,6 +239,13 @@ impl Requester {
                     self.seek(psn);
                 }
             }
+            (Err(Obstacle::CalledIn), _) => {
+                // The data is dropped, and what follows it; the read is sent again for what is missing.
+                self.recovering = true;
+                self.called_in = Some(self.highest);
+                self.seek(psn);
+                self.restart_timer(context);
+            }
             (Err(Obstacle::Key(_) | Obstacle::Misaligned), _) => {
                 self.fail_at(psn, Status::LocalProtectionError);
             }

@@ -218,6 +218,11 @@ impl Responder {
                 self.responded(bytes);
                 Next::Again
             }
+            (Err(Obstacle::CalledIn), _) => {
+                // The peer is told, and sends it and what is behind it again.
+                self.nak_sent = true;
+                Next::Again
+            }
             (Err(obstacle), work) => {
                 let (Work::Place { header, psn, .. } | Work::Respond { header, psn }) = work else {
                     unreachable!("work of the requester")
