@@ -38,6 +38,7 @@ pub enum Identification {
 
 /// What a datagram held.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are packets, and none is kept")]
 pub enum Content<'a> {
     /// A packet for a queue pair. Its payload is still empty; `data` is what belongs there.
     Packet {
