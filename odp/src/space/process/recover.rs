@@ -123,8 +123,10 @@ extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     // SAFETY: points into that context.
     let instruction = unsafe { at.read() } as usize;
     if from_kernel && let Some(landing) = super::copy::landing(instruction) {
-        // SAFETY: si_addr is valid in a siginfo of SIGSEGV or SIGBUS that the kernel made.
-        let address = unsafe { (*info).si_addr() }.expose_provenance();
+        // SAFETY: valid, as above, and ours until we return.
+        let info = unsafe { &*info };
+        // SAFETY: the kernel fills si_addr in for SIGSEGV and SIGBUS of its own.
+        let address = unsafe { info.si_addr() }.expose_provenance();
         // SAFETY: as for REG_RIP; the routines use rdx for nothing that outlives a fault, and their landing pads expect it there.
         let rdx = unsafe { &raw mut (*machine).uc_mcontext.gregs[libc::REG_RDX as usize] };
         // SAFETY: points into that context.
