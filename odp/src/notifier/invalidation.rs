@@ -1,8 +1,8 @@
 //! One invalidation, as a value that can be stepped: clear, drain, unlink, (release), end.
 
-use super::Raise;
 use super::interval::Key;
 use super::registry::{Notifiers, Place};
+use super::{Event, Raise};
 use hw_model::addr::VirtRange;
 use hw_model::bus::Drain;
 use hw_model::sync::atomic::Ordering;
@@ -19,6 +19,7 @@ use std::time::Duration;
 pub struct Invalidation {
     notifiers: Arc<Notifiers>,
     range: VirtRange,
+    event: Event,
     /// `None` for an empty range and after the end.
     place: Option<Place>,
     /// The bursts still to wait for. `None` once ready.
@@ -40,7 +41,12 @@ impl Notifiers {
     /// Begins an invalidation of `range`: every overlapping interval is cleared, and if there was one, a drain started.
     /// Waits only if [`MAX_INVALIDATIONS`](super::MAX_INVALIDATIONS) are running.
     pub fn begin_invalidation(self: &Arc<Self>, range: VirtRange) -> Invalidation {
-        self.begin(range, true).expect("waited for room in the table")
+        self.begin_event(range, Event::Clear)
+    }
+
+    /// The same, with what it is about.
+    pub fn begin_event(self: &Arc<Self>, range: VirtRange, event: Event) -> Invalidation {
+        self.begin(range, event, true).expect("waited for room in the table")
     }
 
     /// An invalidation that never waits (`mmu_notifier_range_blockable` in the kernel). What it gives is ready.
@@ -49,7 +55,15 @@ impl Notifiers {
     /// [`Cannot`] if a burst is under way on the memory, an owner's lock is taken, or too many invalidations are running.
     /// Entries that were hidden stay hidden until they are faulted in again.
     pub fn try_begin(self: &Arc<Self>, range: VirtRange) -> Result<Invalidation, Cannot> {
-        let ready = self.begin(range, false).and_then(|mut begun| begun.step(false).then_some(begun));
+        self.try_begin_event(range, Event::Clear)
+    }
+
+    /// The same, with what it is about.
+    ///
+    /// # Errors
+    /// As [`Notifiers::try_begin`].
+    pub fn try_begin_event(self: &Arc<Self>, range: VirtRange, event: Event) -> Result<Invalidation, Cannot> {
+        let ready = self.begin(range, event, false).and_then(|mut begun| begun.step(false).then_some(begun));
         ready.ok_or_else(|| {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             Cannot { range }
@@ -58,14 +72,24 @@ impl Notifiers {
 
     /// A whole invalidation: clears, waits for DMA, unlinks, calls `release` to let the pages go, and ends.
     pub fn invalidate<R>(self: &Arc<Self>, range: VirtRange, release: impl FnOnce() -> R) -> R {
-        let mut invalidation = self.begin_invalidation(range);
+        self.invalidate_event(range, Event::Clear, release)
+    }
+
+    /// The same, with what it is about.
+    pub fn invalidate_event<R>(
+        self: &Arc<Self>,
+        range: VirtRange,
+        event: Event,
+        release: impl FnOnce() -> R,
+    ) -> R {
+        let mut invalidation = self.begin_event(range, event);
         invalidation.wait();
         let released = release();
         invalidation.end();
         released
     }
 
-    fn begin(self: &Arc<Self>, range: VirtRange, may_wait: bool) -> Option<Invalidation> {
+    fn begin(self: &Arc<Self>, range: VirtRange, event: Event, may_wait: bool) -> Option<Invalidation> {
         let place = if range.is_empty() { None } else { Some(self.enter(range, may_wait)?) };
         let counters = &self.counters;
         counters.invalidations.fetch_add(1, Ordering::Relaxed);
@@ -73,6 +97,7 @@ impl Notifiers {
         let mut invalidation = Invalidation {
             notifiers: Arc::clone(self),
             range,
+            event,
             place,
             drain: None,
             reached: None,
@@ -101,8 +126,8 @@ impl Invalidation {
             self.reached = Some(key);
             self.visited += 1;
             if may_wait {
-                owner.clear(self.range, Raise::new(sequence));
-            } else if !owner.try_clear(self.range, Raise::new(sequence)) {
+                owner.clear(self.range, Raise::new(sequence, self.event));
+            } else if !owner.try_clear(self.range, Raise::new(sequence, self.event)) {
                 return false;
             }
         }

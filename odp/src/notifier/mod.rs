@@ -34,6 +34,16 @@ pub use seq::{Seq, Sequence};
 
 use hw_model::addr::VirtRange;
 
+/// What an invalidation is about (`enum mmu_notifier_event`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Event {
+    /// The mapping goes, or another takes its place: what is there afterwards is other memory.
+    Unmap,
+    /// Pages go, move, or allow something else, within the mapping that they are of.
+    #[default]
+    Clear,
+}
+
 /// The owner of an interval.
 pub trait Notify: Send + Sync {
     /// Take the owner's lock; under it call [`Raise::raise`] and hide what overlaps `range` from the device. Must not
@@ -66,11 +76,18 @@ pub trait Notify: Send + Sync {
 #[must_use = "raise under the owner's lock"]
 pub struct Raise<'a> {
     sequence: Option<&'a Sequence>,
+    event: Event,
 }
 
 impl<'a> Raise<'a> {
-    fn new(sequence: &'a Sequence) -> Self {
-        Self { sequence: Some(sequence) }
+    fn new(sequence: &'a Sequence, event: Event) -> Self {
+        Self { sequence: Some(sequence), event }
+    }
+
+    /// What the invalidation is about.
+    #[must_use]
+    pub fn event(&self) -> Event {
+        self.event
     }
 
     /// An invalidation begins on the interval: what faults have seen up to now is worthless. Under the owner's lock.

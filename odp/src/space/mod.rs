@@ -4,6 +4,7 @@
 //! in plain Rust. Both give the physical addresses of their own [`HostMemory`]. An attachment of a DMABUF is one too:
 //! `dmabuf`.
 
+mod anchored;
 pub mod dmabuf;
 pub mod points;
 #[cfg(all(target_os = "linux", not(any(loom, shuttle))))]

@@ -5,8 +5,9 @@
 //! [`UserRange::from_raw`].
 #![allow(unsafe_code)]
 
-use super::AddressSpace;
+use super::anchored::Anchored;
 use super::sim::SimSpace;
+use super::{AddressSpace, WatchError};
 use hw_model::addr::VirtRange;
 use hw_model::sync::Arc;
 use std::any::Any;
@@ -64,6 +65,17 @@ impl UserRange {
     #[must_use]
     pub fn keeping(self, owner: Arc<dyn Any + Send + Sync>) -> Self {
         Self { owner: Some(owner), ..self }
+    }
+
+    /// The same range for as long as it stays mapped as it is: a page that is unmapped, moved away, or has another mapping put
+    /// in its place is refused from then on, and memory that is mapped there later is not reached through this. The range is
+    /// grown to whole pages. How soon that is noticed is a matter of the rung: see `anchored.rs`.
+    ///
+    /// # Errors
+    /// See [`WatchError`].
+    pub fn anchored(&self) -> Result<Self, WatchError> {
+        let space = Anchored::new(Arc::clone(&self.space), self.range.page_aligned())?;
+        Ok(Self { space: Arc::new(space), ..self.clone() })
     }
 
     /// The part of `len` bytes from `offset` on; `None` if it is not inside.

@@ -4,9 +4,11 @@
 //! reference to their bytes is ever made, and words are loaded and stored only where the behaviour has them mapped.
 #![allow(unsafe_code)]
 
-use crate::world::{Allow, Area, Cpu, Kind, Skip};
+use crate::process::ProcessWorld;
+use crate::world::{Allow, Area, Cpu, Kind, Skip, World};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::sync::Mutex;
+use odp::space::UserRange;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
@@ -184,6 +186,12 @@ pub fn fork(child: impl FnOnce() -> bool, meanwhile: &mut dyn FnMut()) -> bool {
             libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
         }
     }
+}
+
+/// A range that a behaviour has mapped, as what regions are made of.
+pub fn vouched(world: &ProcessWorld, range: VirtRange) -> UserRange {
+    // SAFETY: nobody makes a reference to the memory of a behaviour.
+    unsafe { UserRange::from_raw(world.space(), range) }
 }
 
 /// A System V segment of `pages` pages, attached.

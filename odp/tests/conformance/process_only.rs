@@ -1,11 +1,13 @@
 //! What only a real process has: a stack, a heap, an allocator, segments, mappings that grow.
 
 use crate::Test;
+use crate::device::Device;
 use crate::memory;
 use crate::process::ProcessWorld;
-use crate::world::{Kind, Verdict, World, fill, holds};
+use crate::world::{Kind, Skip, Verdict, World, fill, holds};
 use hw_model::addr::{PAGE_SIZE, VirtRange};
-use odp::space::{AddressSpace, FaultError};
+use hw_model::sync::Arc;
+use odp::space::{AddressSpace, FaultError, Rung};
 
 pub const ALL: &[(&str, Test)] = &[
     ("stack_memory", Test::Process(stack)),
@@ -15,6 +17,7 @@ pub const ALL: &[(&str, Test)] = &[
     ("shmdt_takes_the_segment_away", Test::Process(shmdt)),
     ("mremap_grows_and_shrinks_in_place", Test::Process(mremap_in_place)),
     ("new_memory_at_an_old_address", Test::Process(new_memory_at_an_old_address)),
+    ("new_memory_at_an_anchored_address", Test::Process(new_memory_at_an_anchored_address)),
     ("ten_thousand_regions_of_one_page", Test::Process(ten_thousand)),
 ];
 
@@ -118,6 +121,37 @@ fn new_memory_at_an_old_address(world: &ProcessWorld) -> Verdict {
         }
         assert!(holds(world, area.range, round + 1000), "not one byte has changed");
         assert!(device.holds(area.range, round + 1000));
+    }
+    Ok(())
+}
+
+/// The same where the device was given the memory only for as long as it is mapped: not even a fault gets at what comes.
+fn new_memory_at_an_anchored_address(world: &ProcessWorld) -> Verdict {
+    let area = world.map(Kind::Anonymous, 16)?;
+    let rung = world.space.rung(area.range);
+    if rung == Rung::Poll {
+        return Err(Skip("nobody tells the poll rung of an unmap".to_owned()));
+    }
+    for round in 1..100 {
+        let anchored = memory::vouched(world, area.range).anchored().expect("mapped");
+        let device = Device::open(Arc::clone(anchored.space()), &[area.range]);
+        device.fill(area.range, round);
+        assert!(holds(world, area.range, round));
+        world.discard(area.part(4, 2));
+        assert!(device.is_zero(area.part(4, 2)), "what happens within the mapping it follows");
+        if rung == Rung::Exact && round % 2 == 0 {
+            world.replace(area.range);
+        } else {
+            world.unmap(area.range);
+            world.replace(area.range);
+        }
+        fill(world, area.range, round + 1000);
+        for page in 0..area.pages() {
+            let at = area.page(page);
+            assert_eq!(device.write(at, 1), Err(FaultError::NoMapping { at }));
+            assert_eq!(device.read(at), Err(FaultError::NoMapping { at }));
+        }
+        assert!(holds(world, area.range, round + 1000), "not one byte has changed");
     }
     Ok(())
 }

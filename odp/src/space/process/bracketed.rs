@@ -5,7 +5,7 @@ use super::frames;
 use super::mappings::Mappings;
 use super::memory::ProcessMemory;
 use super::monitor::{Events, Stopped};
-use crate::notifier::{Invalidation, Notifiers};
+use crate::notifier::{Event, Invalidation, Notifiers};
 use hw_model::addr::{VirtAddr, VirtRange};
 use hw_model::bus::HostMemory;
 use hw_model::sync::Arc;
@@ -52,8 +52,12 @@ impl Bracket for Bracketed {
     fn around(&self, kind: Kind, affected: Affected, call: &mut dyn FnMut()) {
         let ranges = self.ranges(affected);
         let mut begun: [Option<Invalidation>; MOST] = [const { None }; MOST];
+        let event = match kind {
+            Kind::Unmapped | Kind::Moved => Event::Unmap,
+            Kind::Removed | Kind::Protected => Event::Clear,
+        };
         for (place, range) in begun.iter_mut().zip(ranges.found) {
-            *place = range.map(|range| self.notifiers.begin_invalidation(range));
+            *place = range.map(|range| self.notifiers.begin_event(range, event));
         }
         begun.iter_mut().flatten().for_each(Invalidation::wait);
         // No page list leads there any more. Frames that somebody has from elsewhere, or is given by a walk that runs beside

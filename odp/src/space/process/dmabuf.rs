@@ -11,6 +11,7 @@ use super::owned::{OwnedError, OwnedMemory};
 use super::segments::{Frames, Segment};
 use super::space::ProcessSpace;
 use super::view::{LentRange, View};
+use crate::notifier::Event;
 use crate::space::dmabuf::{
     AccessError, BarPart, Dmabuf, ExportError, Exporter, Migrating, MigratingOptions, MoveError, OutsideBar,
     PagePlace, Pages,
@@ -203,7 +204,7 @@ impl DmabufMapping {
             turns: Turns::default(),
             chunk: Mutex::new(vec![0; PAGE_SIZE as usize].into_boxed_slice()),
         };
-        let placed = space.notifiers().invalidate(range, || {
+        let placed = space.notifiers().invalidate_event(range, Event::Unmap, || {
             space.memory.generations.retire(range);
             made.front().place(0, range.len(), (made.system.file(), 0), true)
         });
@@ -375,7 +376,7 @@ fn no_memory(offset: u64) -> DmabufError {
 impl Drop for DmabufMapping {
     fn drop(&mut self) {
         let (range, front) = (self.range(), self.front.take());
-        self.space.notifiers().invalidate(range, || drop(front));
+        self.space.notifiers().invalidate_event(range, Event::Unmap, || drop(front));
         self.space.segments.remove(range);
     }
 }

@@ -19,7 +19,7 @@ use super::bell::Bell;
 use super::fork::{Birth, NotInChildren};
 use super::memory::ProcessMemory;
 use super::sys;
-use crate::notifier::Notifiers;
+use crate::notifier::{Event, Notifiers};
 use hw_model::addr::{VirtAddr, VirtRange};
 use hw_model::bus::{DmaEpoch, HostMemory};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
@@ -177,20 +177,21 @@ impl Watched {
             _ => return,
         };
         counter.fetch_add(1, Ordering::AcqRel);
+        let event = if message[0] == REMOVE { Event::Clear } else { Event::Unmap };
         for range in [first, second].into_iter().flatten() {
-            self.invalidate(range);
+            self.invalidate(range, event);
         }
     }
 
     fn look_into_suspects(&self) {
         self.bell.take_suspects(|page| {
             self.events.suspected.fetch_add(1, Ordering::Relaxed);
-            self.invalidate(page);
+            self.invalidate(page, Event::Clear);
         });
     }
 
-    fn invalidate(&self, range: VirtRange) {
-        self.notifiers.invalidate(range, || self.memory.generations.retire(range));
+    fn invalidate(&self, range: VirtRange, event: Event) {
+        self.notifiers.invalidate_event(range, event, || self.memory.generations.retire(range));
     }
 }
 

@@ -3,6 +3,7 @@
 use super::ProcessSpace;
 use super::segments::{Frames, Segment};
 use super::view::{self, View};
+use crate::notifier::Event;
 use crate::page::Backing;
 use crate::space::dmabuf::SystemPages;
 use crate::space::{AddressSpace, UserRange};
@@ -243,7 +244,7 @@ impl Drop for OwnedMemory {
         let front = self.front.take();
         // The program's mapping goes inside: from then on a fault finds nothing to report.
         // No longer than its mapping is the range ours: other memory may be at its addresses a moment after.
-        self.space.notifiers().invalidate(self.range, || {
+        self.space.notifiers().invalidate_event(self.range, Event::Unmap, || {
             self.space.segments.remove(self.range);
             drop(front);
         });

@@ -7,6 +7,7 @@ use super::op::{Applied, SimError};
 use super::span::{HUGE_PAGES, Span};
 use super::store::DeviceMemoryId;
 use super::vma::{Encryption, MapRequest, Protection, Source, Vma};
+use crate::notifier::Event;
 use crate::space::Access;
 use hw_model::addr::{VirtAddr, VirtRange};
 use hw_model::bus::ProviderId;
@@ -103,6 +104,15 @@ fn span_of(range: VirtRange) -> Result<Span, SimError> {
 }
 
 impl Change {
+    /// What its invalidations are about.
+    pub fn event(&self) -> Event {
+        match self {
+            Self::Space(_, SpaceChange::Map(_) | SpaceChange::Unmap(_) | SpaceChange::Remap { .. })
+            | Self::Exit(_) => Event::Unmap,
+            Self::Space(..) | Self::Object(_) | Self::Resolve { .. } | Self::Evict(_) => Event::Clear,
+        }
+    }
+
     /// The pages that devices must let go of before the change, in every process, whole huge pages where it cuts some.
     pub fn affected(&self, kernel: &Kernel) -> Result<Vec<(MmId, Span)>, SimError> {
         let (id, change) = match *self {

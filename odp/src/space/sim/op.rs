@@ -126,7 +126,8 @@ impl Pending {
     pub fn at_once(host: &SimHost, change: Change) -> Result<Applied, SimError> {
         let mut pending = Self { change, held: Vec::new() };
         loop {
-            pending.cover_by(host, Notifiers::try_begin)?;
+            let event = pending.change.event();
+            pending.cover_by(host, |notifiers, range| notifiers.try_begin_event(range, event))?;
             if let Some(applied) = pending.apply(host)? {
                 return applied;
             }
@@ -135,7 +136,8 @@ impl Pending {
 
     /// Begins what invalidations are missing; whether none was.
     fn cover(&mut self, host: &SimHost) -> Result<bool, SimError> {
-        self.cover_by(host, |notifiers, range| Ok(notifiers.begin_invalidation(range)))
+        let event = self.change.event();
+        self.cover_by(host, |notifiers, range| Ok(notifiers.begin_event(range, event)))
     }
 
     fn cover_by(

@@ -111,7 +111,9 @@ impl Call {
                 let end = if b as i32 & moves != 0 { u64::MAX } else { c.saturating_add(d) };
                 (Kind::Removed, file(ask.inode(a), c, end))
             }
-            // A segment put over what is there, advice by vector, and whatever else the filter may send here.
+            // Advice, by a vector that only its caller's memory holds.
+            libc::SYS_process_madvise => (Kind::Removed, Affected::Everything),
+            // A segment put over what is there, and whatever else the filter may send here.
             _ => (Kind::Unmapped, Affected::Everything),
         }
     }

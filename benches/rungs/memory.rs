@@ -1,0 +1,124 @@
+//! The calls that are measured, on memory of their own.
+//!
+//! Unsafe island. Invariant: a [`Memory`] is a mapping of its own, to whose bytes no reference exists.
+#![allow(unsafe_code)]
+
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use std::ffi::c_void;
+
+/// Calls of a batch, and pages that it works on.
+pub const BATCH: usize = 256;
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// A mapping of [`BATCH`] pages.
+pub struct Memory {
+    at: *mut c_void,
+}
+
+impl Memory {
+    pub fn map() -> Self {
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: a new mapping where the kernel finds room.
+        let at = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), BATCH * PAGE, protection, flags) };
+        let at = at.expect("a megabyte of memory");
+        // SAFETY: mapped just now; so that a first touch is of one page and not of a huge one.
+        let _ = unsafe { rustix::mm::madvise(at, BATCH * PAGE, Advice::LinuxNoHugepage) };
+        Self { at }
+    }
+
+    pub fn range(&self) -> VirtRange {
+        let start = VirtAddr(self.at.expose_provenance() as u64);
+        VirtRange::new(start, BATCH as u64 * PAGE_SIZE).expect("user memory")
+    }
+
+    fn page(&self, page: usize) -> *mut c_void {
+        self.at.wrapping_byte_add(page * PAGE)
+    }
+
+    fn touch(&self) {
+        for page in 0..BATCH {
+            // SAFETY: within the mapping.
+            unsafe { self.page(page).cast::<u8>().write_volatile(1) };
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: mapped here; what is unmapped already stays so.
+        let _ = unsafe { rustix::mm::munmap(self.at, BATCH * PAGE) };
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// A call that is about no memory: getppid.
+    Other,
+    /// First touch of a page.
+    Touch,
+    /// madvise(MADV_DONTNEED) of a page.
+    Drop,
+    /// mprotect of a page.
+    Protect,
+    /// mmap(MAP_FIXED) over a page.
+    Replace,
+    /// munmap of a page.
+    Unmap,
+}
+
+impl Subject {
+    pub const ALL: [Self; 6] =
+        [Self::Other, Self::Touch, Self::Drop, Self::Protect, Self::Replace, Self::Unmap];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Other => "getppid",
+            Self::Touch => "first touch",
+            Self::Drop => "MADV_DONTNEED",
+            Self::Protect => "mprotect",
+            Self::Replace => "MAP_FIXED",
+            Self::Unmap => "munmap",
+        }
+    }
+
+    /// What comes before a batch.
+    pub fn prepare(self, memory: &Memory) {
+        if !matches!(self, Self::Touch | Self::Other) {
+            memory.touch();
+        }
+    }
+
+    /// A batch.
+    pub fn run(self, memory: &Memory) {
+        if self == Self::Touch {
+            return memory.touch();
+        }
+        // Every other page first: neighbours unmapped or protected one after the other would be joined and split.
+        for page in (0..BATCH).step_by(2).chain((1..BATCH).step_by(2)) {
+            let at = memory.page(page);
+            match self {
+                Self::Other => drop(std::hint::black_box(rustix::process::getppid())),
+                Self::Touch => unreachable!("done above"),
+                Self::Drop => {
+                    // SAFETY: within the mapping, to which nobody has references.
+                    unsafe { rustix::mm::madvise(at, PAGE, Advice::LinuxDontNeed) }.expect("MADV_DONTNEED");
+                }
+                Self::Protect => {
+                    // SAFETY: as above.
+                    unsafe { rustix::mm::mprotect(at, PAGE, MprotectFlags::READ) }.expect("mprotect");
+                }
+                Self::Replace => {
+                    let (protection, flags) = (ProtFlags::READ, MapFlags::PRIVATE | MapFlags::FIXED);
+                    // SAFETY: as above.
+                    unsafe { rustix::mm::mmap_anonymous(at, PAGE, protection, flags) }.expect("mmap");
+                }
+                Self::Unmap => {
+                    // SAFETY: as above.
+                    unsafe { rustix::mm::munmap(at, PAGE) }.expect("munmap");
+                }
+            }
+        }
+    }
+}
