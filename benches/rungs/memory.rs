@@ -7,11 +7,13 @@ use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use std::ffi::c_void;
 
-/// Calls of a batch, and pages that it works on.
-pub const BATCH: usize = 256;
+/// Calls that are timed together: few, so that some are not interrupted on a busy machine.
+pub const BATCH: usize = 16;
+/// Pages of a mapping, each of which is called for once.
+const PAGES: usize = 256;
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// A mapping of [`BATCH`] pages.
+/// A mapping of [`PAGES`] pages.
 pub struct Memory {
     at: *mut c_void,
 }
@@ -20,16 +22,16 @@ impl Memory {
     pub fn map() -> Self {
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new mapping where the kernel finds room.
-        let at = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), BATCH * PAGE, protection, flags) };
+        let at = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), PAGES * PAGE, protection, flags) };
         let at = at.expect("a megabyte of memory");
         // SAFETY: mapped just now; so that a first touch is of one page and not of a huge one.
-        let _ = unsafe { rustix::mm::madvise(at, BATCH * PAGE, Advice::LinuxNoHugepage) };
+        let _ = unsafe { rustix::mm::madvise(at, PAGES * PAGE, Advice::LinuxNoHugepage) };
         Self { at }
     }
 
     pub fn range(&self) -> VirtRange {
         let start = VirtAddr(self.at.expose_provenance() as u64);
-        VirtRange::new(start, BATCH as u64 * PAGE_SIZE).expect("user memory")
+        VirtRange::new(start, PAGES as u64 * PAGE_SIZE).expect("user memory")
     }
 
     fn page(&self, page: usize) -> *mut c_void {
@@ -37,17 +39,19 @@ impl Memory {
     }
 
     fn touch(&self) {
-        for page in 0..BATCH {
-            // SAFETY: within the mapping.
-            unsafe { self.page(page).cast::<u8>().write_volatile(1) };
-        }
+        (0..PAGES).for_each(|page| self.touch_page(page));
+    }
+
+    fn touch_page(&self, page: usize) {
+        // SAFETY: within the mapping.
+        unsafe { self.page(page).cast::<u8>().write_volatile(1) };
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: mapped here; what is unmapped already stays so.
-        let _ = unsafe { rustix::mm::munmap(self.at, BATCH * PAGE) };
+        let _ = unsafe { rustix::mm::munmap(self.at, PAGES * PAGE) };
     }
 }
 
@@ -90,17 +94,20 @@ impl Subject {
         }
     }
 
+    /// The batches of a mapping, one after the other: every other page first, since neighbours unmapped or protected one after
+    /// the other would be joined and split.
+    pub fn batches() -> impl Iterator<Item = [usize; BATCH]> {
+        let pages: Vec<usize> = (0..PAGES).step_by(2).chain((1..PAGES).step_by(2)).collect();
+        (0..PAGES / BATCH).map(move |batch| std::array::from_fn(|n| pages[batch * BATCH + n]))
+    }
+
     /// A batch.
-    pub fn run(self, memory: &Memory) {
-        if self == Self::Touch {
-            return memory.touch();
-        }
-        // Every other page first: neighbours unmapped or protected one after the other would be joined and split.
-        for page in (0..BATCH).step_by(2).chain((1..BATCH).step_by(2)) {
+    pub fn run(self, memory: &Memory, batch: [usize; BATCH]) {
+        for page in batch {
             let at = memory.page(page);
             match self {
+                Self::Touch => memory.touch_page(page),
                 Self::Other => drop(std::hint::black_box(rustix::process::getppid())),
-                Self::Touch => unreachable!("done above"),
                 Self::Drop => {
                     // SAFETY: within the mapping, to which nobody has references.
                     unsafe { rustix::mm::madvise(at, PAGE, Advice::LinuxDontNeed) }.expect("MADV_DONTNEED");
