@@ -73,7 +73,7 @@ impl Other {
         let at = at.ok()?.cast::<u8>();
         for offset in 0..range.len() as usize {
             // SAFETY: within the mapping made just now.
-            unsafe { at.add(offset).write_volatile(byte) };
+            unsafe { at.wrapping_add(offset).write_volatile(byte) };
         }
         Some(Self { range, byte })
     }
@@ -83,7 +83,7 @@ impl Other {
         let at = std::ptr::with_exposed_provenance::<u8>(self.range.start().0 as usize);
         let changed = (0..self.range.len() as usize).filter(|offset| {
             // SAFETY: within the mapping, which is there until this is dropped.
-            let byte = unsafe { at.add(*offset).read_volatile() };
+            let byte = unsafe { at.wrapping_add(*offset).read_volatile() };
             byte != self.byte
         });
         changed.count() as u64
