@@ -1,6 +1,7 @@
 //! Memory changes under the regions: begun, polled, finished, with anything between the steps.
 
 use super::Broken;
+use super::gpus::GPU;
 use super::setup::{HUGE_AT, OBJECT_PAGES};
 use super::world::{Change, Host, Process, World};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
@@ -15,7 +16,7 @@ const MOST_CHANGES: usize = 4;
 /// Processes of one host.
 const MOST_PROCESSES: usize = 4;
 
-fn pages(first: u64, count: u64) -> VirtRange {
+pub(super) fn pages(first: u64, count: u64) -> VirtRange {
     VirtRange::new(VirtAddr::from_page_number(first), count * PAGE_SIZE).expect("user memory")
 }
 
@@ -32,6 +33,14 @@ impl World {
         match kind {
             19 => return self.begin_migration(host),
             20 => return self.begin_revocation(host),
+            21 => return self.begin_failure(host),
+            22 => return self.change_at_once(host),
+            23 => return self.begin_eviction(host),
+            24 => {
+                self.pin_some(host);
+                return Ok(());
+            }
+            25 => return self.gpu_writes(host),
             _ => {}
         }
         let Some(process) = self.some_process(Some(host)) else { return Ok(()) };
@@ -57,7 +66,7 @@ impl World {
         }
     }
 
-    fn refused_change(&mut self, error: &SimError) -> Result<(), Broken> {
+    pub(super) fn refused_change(&mut self, error: &SimError) -> Result<(), Broken> {
         self.note(|| format!("change refused: {error}"));
         self.counts.one("changes that were refused");
         Ok(())
@@ -111,7 +120,7 @@ impl World {
                 space(SpaceChange::ToDevice { range, memory })
             }
             12 => space(SpaceChange::FromDevice(range)),
-            13 => space(SpaceChange::Exclusive { range, owner: ProviderId(self.choices.below(2)) }),
+            13 => space(SpaceChange::Exclusive { range, owner: self.choices.of(&[GPU, ProviderId(0)]) }),
             14 => {
                 let to = self.choices.of(&[Encryption::Plain, Encryption::Shared, Encryption::Private]);
                 space(SpaceChange::Encrypt(pages(page, 1), to))
@@ -175,12 +184,18 @@ impl World {
         }
         let Change { host, process, op } = self.changes.swap_remove(index);
         let (space_change, object_change) = (op.space_change(), op.object_change());
+        if !self.can_be_followed(process, space_change) {
+            return Ok(true);
+        }
         let outcome = op.finish();
         self.note(|| format!("finish {space_change:?} {object_change:?}: {outcome:?}"));
         self.disturbances += 1;
         match (outcome, process, space_change, object_change) {
             (Err(error), ..) => self.refused_change(&error)?,
-            (Ok(outcome), Some(process), Some(change), _) => self.note_space_change(process, change, outcome),
+            (Ok(outcome), Some(process), Some(change), _) => {
+                self.note_failure(host, &outcome.lost);
+                self.note_space_change(process, change, outcome);
+            }
             (Ok(_), _, _, Some(change)) => self.note_object_change(host, change),
             (Ok(_), ..) => {}
         }
@@ -188,7 +203,7 @@ impl World {
         Ok(true)
     }
 
-    fn note_space_change(&mut self, process: usize, change: SpaceChange, outcome: Outcome) {
+    pub(super) fn note_space_change(&mut self, process: usize, change: SpaceChange, outcome: Outcome) {
         self.counts.one(name_of(&change));
         match change {
             SpaceChange::Map(request) => {

@@ -36,6 +36,8 @@ pub struct Page {
     pub protection: Protection,
     /// Devices are refused.
     pub encrypted: bool,
+    /// The memory of it failed: everybody is refused until it is discarded or something else is mapped there.
+    pub lost: bool,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +124,10 @@ pub(super) fn parts(pieces: &[Piece]) -> Vec<Part> {
     parts
 }
 
+fn page_range(page: u64) -> VirtRange {
+    VirtRange::new(VirtAddr::from_page_number(page), PAGE as u64).expect("a user page")
+}
+
 pub(super) fn meet(a: (usize, usize), b: (usize, usize)) -> bool {
     a.0 < b.0 + b.1 && b.0 < a.0 + a.1
 }
@@ -168,7 +174,18 @@ impl Memory {
             Holder::Own(..) => true,
             Holder::Object(key, index) => self.objects.get(&key).is_some_and(|object| index < object.pages),
         };
-        within && page.protection.allows(access)
+        within && !page.lost && page.protection.allows(access)
+    }
+
+    /// Whether the page is the process's own, with no object behind it.
+    #[must_use]
+    pub fn is_anonymous(&self, process: usize, page: u64) -> bool {
+        self.page(process, page).is_some_and(|page| matches!(page.holder, Holder::Own(_, None)))
+    }
+
+    /// The memory of a page has failed.
+    pub fn lose(&mut self, process: usize, page: u64) {
+        self.each_page(process, page_range(page), |page| page.lost = true);
     }
 
     /// Whether the page is mapped, with whatever rights.
@@ -218,7 +235,7 @@ impl Memory {
             } else {
                 Holder::Object(key, index + n)
             };
-            self.place(process, first + n, Page { holder, protection, encrypted: false });
+            self.place(process, first + n, Page { holder, protection, encrypted: false, lost: false });
         }
         self.replaced(process, range);
     }
@@ -228,7 +245,7 @@ impl Memory {
         let first = range.start().page_number();
         for page in first..first + range.page_count() {
             let holder = Holder::Own(self.new_bytes(PageBytes::default()), None);
-            self.place(process, page, Page { holder, protection, encrypted: false });
+            self.place(process, page, Page { holder, protection, encrypted: false, lost: false });
         }
         self.replaced(process, range);
     }
@@ -294,6 +311,7 @@ impl Memory {
             else {
                 continue;
             };
+            self.each_page(process, page_range(number), |page| page.lost = false);
             let content = under.map(|(key, index)| {
                 let shared = self.object_bytes(key, index);
                 self.bytes[shared].known(0, PAGE)
@@ -333,8 +351,7 @@ impl Memory {
             .map(|(process, number, _)| (process, number))
             .collect();
         for (process, number) in lost {
-            let at = VirtAddr::from_page_number(number);
-            self.excuse_pages(process, VirtRange::new(at, PAGE as u64).expect("a user page"));
+            self.excuse_pages(process, page_range(number));
         }
     }
 

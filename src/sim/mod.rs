@@ -22,6 +22,7 @@ pub mod choices;
 pub mod command;
 mod counts;
 mod faults;
+mod gpus;
 pub mod memory;
 mod network;
 mod programs;

@@ -70,7 +70,12 @@ impl World {
     }
 
     /// Whether an access of the program ended as it must.
-    fn judge(&mut self, piece: Piece, access: Access, result: Result<(), FaultError>) -> Result<(), Broken> {
+    pub(super) fn judge(
+        &mut self,
+        piece: Piece,
+        access: Access,
+        result: Result<(), FaultError>,
+    ) -> Result<(), Broken> {
         let expected = self.may(piece, access);
         let right = match result {
             Ok(()) => expected,

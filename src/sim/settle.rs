@@ -146,6 +146,7 @@ impl World {
     fn give_back(&mut self) -> Result<(), Broken> {
         self.check_buffers()?;
         self.count_devices();
+        self.pins.clear();
         self.connections.clear();
         let mut hcas = Vec::new();
         for (index, dev) in std::mem::take(&mut self.devices).into_iter().enumerate() {

@@ -2,6 +2,7 @@
 
 use super::buffers::Exportable;
 use super::choices::Choices;
+use super::gpus::GPU;
 use super::memory::Memory;
 use super::network::{Network, Weather};
 use super::world::{Connection, Dev, Host, Options, Process, Swarm, World};
@@ -95,6 +96,7 @@ impl World {
             retired: Vec::new(),
             changes: Vec::new(),
             buffer_changes: Vec::new(),
+            pins: Vec::new(),
             disturbances: 0,
             dead_keys: Vec::new(),
             counts: Counts::default(),
@@ -160,7 +162,7 @@ impl World {
         };
         let storage: Arc<dyn BarStorage> = some(RamStorage::new(DEVICE_PAGES * PAGE_SIZE))?;
         let base = PhysAddr(0x2000_0000_0000);
-        let private = setup(sim.add_device(DeviceKind::Private, ProviderId(63), base, storage))?;
+        let private = setup(sim.add_device(DeviceKind::Private, GPU, base, storage))?;
         let residence = self.choices.of(&[Residence::System, Residence::Peer]);
         let host = Host {
             shmem: sim.new_shmem(OBJECT_PAGES),

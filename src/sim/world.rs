@@ -12,7 +12,7 @@ use hw_model::hca::{Key, Step, Time};
 use hw_model::sync::Arc;
 use mr::device::model::{Advice, FaultJob, ModelDevice, ModelPd, ModelRegion, PrefetchJob, Registration};
 use mr::{CompletionQueue, QueuePair, Teardown};
-use odp::space::sim::{DeviceMemoryId, ObjectId, SimHost, SimOp, SimSpace};
+use odp::space::sim::{DeviceMemoryId, ObjectId, SimHost, SimOp, SimPin, SimSpace};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -178,7 +178,7 @@ pub enum Action {
 }
 
 /// Kinds of changes that are switched on or off by the run: which pages go, and why.
-pub const CHANGES: usize = 21;
+pub const CHANGES: usize = 26;
 
 /// What this run does much of, and what not at all.
 pub struct Swarm {
@@ -263,6 +263,8 @@ pub struct World {
     pub(super) retired: Vec<Retired>,
     pub(super) changes: Vec<Change>,
     pub(super) buffer_changes: Vec<BufferChange>,
+    /// Pages that somebody holds where they are.
+    pub(super) pins: Vec<SimPin>,
     /// Regions that went, and changes that took away pages or rights.
     pub(super) disturbances: u64,
     /// Keys of regions that are gone, with the device and an address they had.

@@ -100,11 +100,12 @@ impl RegionFault {
         let progress = self.work.poll(&*core.space, |runs, check| publication(core, runs, &check));
         match progress {
             Err(FaultFailure::Unsettled { range, attempts: made }) => {
-                add(&core.counters.fault_retries, u64::from(made - attempts));
+                add(&self.core.counters.fault_retries, u64::from(made - attempts));
                 self.narrow(range, made).map(|()| Progress::Again)
             }
+            Err(FaultFailure::Publish(_)) if self.leave_neighbours() => Ok(Progress::Again),
             progress => {
-                add(&core.counters.fault_retries, u64::from(self.work.attempts() - attempts));
+                add(&self.core.counters.fault_retries, u64::from(self.work.attempts() - attempts));
                 progress
             }
         }
@@ -117,15 +118,26 @@ impl RegionFault {
             let publish = |runs: &[PageRun], check: RetryCheck<'_>| publication(core, runs, &check);
             match self.work.run(&*core.space, INVALIDATION_WAIT, publish) {
                 Err(FaultFailure::Unsettled { range, attempts }) => {
-                    add(&core.counters.fault_retries, u64::from(attempts));
+                    add(&self.core.counters.fault_retries, u64::from(attempts));
                     self.narrow(range, attempts)?;
                 }
+                Err(FaultFailure::Publish(_)) if self.leave_neighbours() => {}
                 outcome => {
-                    add(&core.counters.fault_retries, u64::from(self.work.attempts()));
+                    add(&self.core.counters.fault_retries, u64::from(self.work.attempts()));
                     return outcome;
                 }
             }
         }
+    }
+
+    /// Goes on with what is wanted alone, if there were neighbours: one that the device has no way to is no reason to fail.
+    fn leave_neighbours(&mut self) -> bool {
+        let range = self.work.range();
+        let had = self.work.around() != range;
+        if had {
+            self.work.restart(range, self.want);
+        }
+        had
     }
 
     /// Goes on with the first page alone, if that will do and there were more.

@@ -59,8 +59,19 @@ impl Notify for Owner {
         raise.raise();
         *entry = None;
     }
+    fn try_clear(&self, _range: VirtRange, raise: Raise<'_>) -> bool {
+        let Some(mut entry) = self.entry.try_lock() else { return false };
+        raise.raise();
+        *entry = None;
+        true
+    }
     fn unlink(&self, _range: VirtRange) {
         self.witness.expect(self.entry().is_none(), "published between clear and unlink");
+    }
+    fn try_unlink(&self, _range: VirtRange) -> bool {
+        let Some(entry) = self.entry.try_lock() else { return false };
+        self.witness.expect(entry.is_none(), "published between clear and unlink");
+        true
     }
 }
 
@@ -93,6 +104,17 @@ fn execution(witness: &Arc<Witness>) {
         }));
     }
     {
+        // One that may not wait, in the middle of the others.
+        let (notifiers, frame, owner) = (Arc::clone(&notifiers), Arc::clone(&frame), old.clone());
+        threads.push(thread::spawn(move || {
+            if let Ok(ready) = notifiers.try_begin(page(1, 1)) {
+                owner.witness.expect(owner.entry().is_none(), "the page goes under it, at once");
+                frame.fetch_add(1, Ordering::SeqCst);
+                ready.end();
+            }
+        }));
+    }
+    {
         // One that is born and dies while invalidations run.
         let (notifiers, frame, owner) = (Arc::clone(&notifiers), Arc::clone(&frame), Owner::new(witness));
         threads.push(thread::spawn(move || {
@@ -116,7 +138,7 @@ fn execution(witness: &Arc<Witness>) {
     witness.expect(old.entry().is_none_or(|seen| seen == frame.load(Ordering::SeqCst)), "left at the end");
     drop(registered);
     let stats = notifiers.stats();
-    assert_eq!((stats.running, stats.intervals, stats.invalidations), (0, 0, 2));
+    assert_eq!((stats.running, stats.intervals, stats.invalidations), (0, 0, 3));
 }
 
 /// Executions explored, and stale entries seen.

@@ -18,6 +18,8 @@ use hw_model::bus::HostMemory;
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(all(test, shuttle))]
+mod schedules;
 #[cfg(all(test, not(any(loom, shuttle))))]
 mod tests;
 

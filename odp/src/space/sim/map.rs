@@ -39,7 +39,7 @@ impl Kernel {
             huge: request.huge,
             encryption: Encryption::Plain,
         });
-        Ok(Applied { pages: span.len(), at: Some(span.range()), child: None })
+        Ok(Applied { pages: span.len(), at: Some(span.range()), ..Applied::default() })
     }
 
     /// Whether the source is hugetlb, if it can be mapped as asked.
@@ -147,7 +147,7 @@ impl Kernel {
             self.unlink(id, page);
         }
         self.mm_mut(id).huge.extend(moved_heads);
-        Ok(Applied { pages: from.len(), at: Some(onto.range()), child: None })
+        Ok(Applied { pages: from.len(), at: Some(onto.range()), ..Applied::default() })
     }
 
     pub(super) fn encrypt(&mut self, id: MmId, span: Span, mode: Encryption) -> Result<Applied, SimError> {
@@ -224,7 +224,7 @@ impl Kernel {
             let heads: Vec<u64> = heads.into_iter().filter(still).collect();
             self.mm_mut(child).huge.extend(heads);
         }
-        Ok(Applied { pages: shared, at: None, child: Some(child) })
+        Ok(Applied { pages: shared, child: Some(child), ..Applied::default() })
     }
 
     /// Pages that a fork of `parent` copies at once.

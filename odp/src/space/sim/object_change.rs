@@ -274,13 +274,15 @@ impl Kernel {
             return Err(SimError::WrongKind { at });
         }
         self.poisoned.insert(frame);
-        for (mm, page) in self.mappers(pte.place) {
+        let mappers = self.mappers(pte.place);
+        let lost = mappers.iter().map(|(mm, page)| (*mm, VirtAddr::from_page_number(*page))).collect();
+        for (mm, page) in mappers {
             self.relink(mm, page, Place::Poisoned, false);
         }
         if let Some((object, index)) = cached {
             self.cache(object, index, Place::Poisoned);
             self.release(pte.place, Holder::Object(object, index));
         }
-        Ok(Applied::pages(1))
+        Ok(Applied { pages: 1, lost, ..Applied::default() })
     }
 }

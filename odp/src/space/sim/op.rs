@@ -29,6 +29,8 @@ pub struct Outcome {
     pub at: Option<VirtRange>,
     /// The new process, for a fork.
     pub child: Option<Arc<SimSpace>>,
+    /// Whose pages were lost, for memory that failed: what a SIGBUS tells a process.
+    pub lost: Vec<(MmId, VirtAddr)>,
 }
 
 /// Why an operation did not happen.
@@ -88,16 +90,22 @@ pub enum SimError {
 }
 
 /// What a change did, before it is given to the user.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Applied {
     pub pages: u64,
     pub at: Option<VirtRange>,
     pub child: Option<MmId>,
+    pub lost: Vec<(MmId, VirtAddr)>,
 }
 
 impl Applied {
     pub fn pages(pages: u64) -> Self {
         Self { pages, ..Self::default() }
+    }
+
+    fn outcome(self, host: &Arc<SimHost>) -> Outcome {
+        let Self { pages, at, child, lost } = self;
+        Outcome { pages, at, child: child.map(|mm| SimSpace::of(host, mm)), lost }
     }
 }
 
@@ -242,9 +250,7 @@ impl SimOp {
     /// See [`SimError`]; nothing was changed then.
     pub fn finish(self) -> Result<Outcome, SimError> {
         let Self { host, pending } = self;
-        let applied = pending.finish(&host)?;
-        let child = applied.child.map(|mm| SimSpace::of(&host, mm));
-        Ok(Outcome { pages: applied.pages, at: applied.at, child })
+        Ok(pending.finish(&host)?.outcome(&host))
     }
 
     /// Waits for devices and makes the change.
@@ -256,9 +262,7 @@ impl SimOp {
     }
 
     pub(super) fn at_once(host: &Arc<SimHost>, change: Change) -> Result<Outcome, SimError> {
-        let applied = Pending::at_once(host, change)?;
-        let child = applied.child.map(|mm| SimSpace::of(host, mm));
-        Ok(Outcome { pages: applied.pages, at: applied.at, child })
+        Ok(Pending::at_once(host, change)?.outcome(host))
     }
 
     /// What it will do to a process, if it does something to one.
