@@ -4,7 +4,8 @@ use crate::fail_nth::{Made, Stand};
 use hw_model::addr::PAGE_SIZE;
 use hw_model::hca::{
     Access, AddressVector, CompletionQueue, CqSpec, KeyChange, KeySpec, Notify, Operation, PageList, Pd,
-    QpSpec, SendRequest, Status, WindowBind, WindowKind, WindowSpec,
+    QKey, QpChange, QpSpec, RecvRequest, SendRequest, SrqSpec, Status, Transport, WindowBind, WindowKind,
+    WindowSpec,
 };
 use hw_model::sync::Arc;
 
@@ -46,7 +47,16 @@ pub fn all<'a>(stand: &'a Stand, pd: Pd, cq: &'a Arc<CompletionQueue>) -> Vec<Ve
         hca.destroy_null_key(key).expect("it is there");
         Ok(Box::new(()) as Made)
     };
+    let shared = move || {
+        let srq = hca.create_srq(&SrqSpec { pd, max_requests: 4, max_sges: 1 }).map_err(words)?;
+        srq.post(&RecvRequest::new(1, &[])).map_err(words)?;
+        let spec = QpSpec { srq: Some(Arc::clone(&srq)), ..QpSpec::new(pd, cq) };
+        let qp = hca.create_qp(&spec).map_err(words)?;
+        Ok(Box::new((srq, qp)) as Made)
+    };
     vec![
+        ("create_srq, create_qp over it", Box::new(shared)),
+        ("create_qp, modify_qp, post_recv", Box::new(move || sends_to_itself(stand, (pd, cq)))),
         ("create_channel, create_cq, resize_cq", Box::new(channel)),
         ("alloc_dm, reg_dm_mr", Box::new(device_memory)),
         ("alloc_null_mr", Box::new(null)),
@@ -55,6 +65,32 @@ pub fn all<'a>(stand: &'a Stand, pd: Pd, cq: &'a Arc<CompletionQueue>) -> Vec<Ve
         ("bind_window, type 1", Box::new(move || binds(stand, (pd, cq), WindowKind::One))),
         ("bind_window, type 2", Box::new(move || binds(stand, (pd, cq), WindowKind::TwoB))),
     ]
+}
+
+/// A queue pair is brought up step by step, sends to its own receive, and goes.
+fn sends_to_itself(stand: &Stand, (pd, cq): (Pd, &Arc<CompletionQueue>)) -> Result<Made, String> {
+    let hca = stand.bed.machine.near.hca();
+    let spec = QpSpec { transport: Transport::ReliableConnection, ..QpSpec::new(pd, cq) };
+    let qp = hca.create_qp(&spec).map_err(words)?;
+    let (transport, config) = (spec.transport, hca.config());
+    qp.modify(&QpChange::init(transport, spec.access, QKey(0))).map_err(words)?;
+    qp.post_recv(&RecvRequest::new(1, &[])).map_err(words)?;
+    // What was posted ends with the queue pair; nobody else is to find it in the queue.
+    let mut ended = Vec::new();
+    let outcome = (|| {
+        qp.modify(&QpChange::ready_to_receive(transport, qp.address(), config)).map_err(words)?;
+        qp.modify(&QpChange::ready_to_send(transport, qp.address().psn, config)).map_err(words)?;
+        qp.post_send(&SendRequest::send(2, &[])).map_err(words)?;
+        while ended.len() < 2 {
+            if cq.poll(&mut ended, 2).expect("no overrun") == 0 {
+                assert!(cq.wait(stand.patience), "a posted request never ended");
+            }
+        }
+        Ok(())
+    })();
+    drop(qp);
+    while cq.poll(&mut ended, 4).expect("no overrun") > 0 {}
+    outcome.map(|()| Box::new(()) as Made)
 }
 
 /// A region and a window are made, the window is bound over the region and taken back with it.

@@ -11,8 +11,9 @@ use crate::dma::LinkError;
 use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
-    Access, Completion, CreateCqError, CreateKeyError, CreateQpError, Key, ModifyQpError, Overrun, PdError,
-    PostError, QpAddress, SendRequest, Sge,
+    Access, Completion, CreateCqError, CreateKeyError, CreateQpError, CreateSrqError, Key, ModifyQpError,
+    Overrun, PdError, PostError, QKey, QpAddress, QpAttributes, QpChange, RecvRequest, SendRequest, Sge,
+    SrqLimitError, Srqn, Transport,
 };
 use hw_model::sync::Arc;
 use odp::fault::{FaultFailure, Want};
@@ -86,6 +87,26 @@ pub trait ProtectionDomain: Send + Sync {
         cq: Arc<dyn CompletionQueue>,
         send_requests: u32,
     ) -> Result<Arc<dyn QueuePair>, QpError>;
+
+    /// A new queue pair of any service, with all that can be said of one.
+    ///
+    /// # Errors
+    /// See [`QpError`]; [`QpError::Unsupported`] from a device that has only those of [`ProtectionDomain::create_qp`].
+    fn create_qp_with(self: Arc<Self>, options: QpOptions) -> Result<Arc<dyn QueuePair>, QpError> {
+        Err(QpError::Unsupported { transport: options.transport })
+    }
+
+    /// A new shared receive queue for queue pairs of this domain: so many receives, of so many entries each.
+    ///
+    /// # Errors
+    /// See [`CreateSrqError`]; [`CreateSrqError::TooMany`] of none from a device that has none.
+    fn create_srq(
+        self: Arc<Self>,
+        _requests: u32,
+        _sges: u32,
+    ) -> Result<Arc<dyn SharedReceiveQueue>, CreateSrqError> {
+        Err(CreateSrqError::TooMany { max: 0 })
+    }
 }
 
 /// Whether advice has been followed when the call returns (`IBV_ADVISE_MR_FLAG_FLUSH`).
@@ -161,6 +182,62 @@ pub enum QpError {
     /// The completion queue is another device's.
     #[error("the completion queue belongs to another device")]
     ForeignCq,
+    /// The shared receive queue is another device's.
+    #[error("the shared receive queue belongs to another device")]
+    ForeignSrq,
+    /// The device has no such queue pairs.
+    #[error("the device has no queue pairs of {transport:?}")]
+    Unsupported {
+        /// Asked for.
+        transport: Transport,
+    },
+}
+
+/// What a queue pair is made with (ibv_create_qp(3)).
+#[derive(Clone)]
+pub struct QpOptions {
+    /// Its service.
+    pub transport: Transport,
+    /// Where its send requests complete.
+    pub send_cq: Arc<dyn CompletionQueue>,
+    /// Where its receives complete.
+    pub recv_cq: Arc<dyn CompletionQueue>,
+    /// Where its receives come from, if not from a queue of its own.
+    pub srq: Option<Arc<dyn SharedReceiveQueue>>,
+    /// What its peer may do, until it is told otherwise.
+    pub access: Access,
+    /// Send requests that can be outstanding.
+    pub send_requests: u32,
+    /// Scatter-gather entries that a send request can have.
+    pub send_sges: u32,
+    /// Bytes that a send request can carry inline.
+    pub inline: u32,
+    /// Receives that can be outstanding. Not looked at with a shared queue.
+    pub recv_requests: u32,
+    /// Scatter-gather entries that a receive can have. Not looked at with a shared queue.
+    pub recv_sges: u32,
+    /// Every send request leaves a completion, whatever it says.
+    pub signal_all: bool,
+}
+
+impl QpOptions {
+    /// Of `transport`, completing to `cq`: 256 requests of 4 entries either way, and a peer that may do everything.
+    #[must_use]
+    pub fn new(transport: Transport, cq: &Arc<dyn CompletionQueue>) -> Self {
+        Self {
+            transport,
+            send_cq: Arc::clone(cq),
+            recv_cq: Arc::clone(cq),
+            srq: None,
+            access: Access::all() - Access::LOCAL_WRITE - Access::WINDOW_BIND - Access::ZERO_BASED,
+            send_requests: 256,
+            send_sges: 4,
+            inline: 256,
+            recv_requests: 256,
+            recv_sges: 4,
+            signal_all: false,
+        }
+    }
 }
 
 /// A registered region.
@@ -324,7 +401,27 @@ pub trait CompletionQueue: Any + Send + Sync {
     fn wait(&self, timeout: Duration) -> bool;
 }
 
-/// A reliable-connected queue pair.
+/// A shared receive queue: one queue of receives for many queue pairs.
+pub trait SharedReceiveQueue: Any + Send + Sync {
+    /// Posts a receive.
+    ///
+    /// # Errors
+    /// See [`PostError`].
+    fn post(&self, request: &RecvRequest<'_>) -> Result<(), PostError>;
+    /// Asks for an asynchronous event when fewer than `limit` receives are posted, once.
+    ///
+    /// # Errors
+    /// See [`SrqLimitError`].
+    fn set_limit(&self, limit: u32) -> Result<(), SrqLimitError>;
+    /// The limit that is armed; 0 if none is.
+    fn limit(&self) -> u32;
+    /// Receives posted that have not ended.
+    fn outstanding(&self) -> u32;
+    /// Its number, by which asynchronous events name it.
+    fn number(&self) -> Srqn;
+}
+
+/// A queue pair.
 pub trait QueuePair: Send + Sync {
     /// How a peer addresses it.
     fn endpoint(&self) -> QpAddress;
@@ -338,4 +435,39 @@ pub trait QueuePair: Send + Sync {
     /// # Errors
     /// See [`PostError`].
     fn post_send(&self, request: &SendRequest<'_>) -> Result<(), PostError>;
+    /// Posts send requests in order.
+    ///
+    /// # Errors
+    /// The number that were posted before one was refused, and why it was.
+    fn post_send_list(&self, requests: &[SendRequest<'_>]) -> Result<(), (usize, PostError)> {
+        requests.iter().enumerate().try_for_each(|(at, one)| self.post_send(one).map_err(|error| (at, error)))
+    }
+    /// Posts a receive.
+    ///
+    /// # Errors
+    /// See [`PostError`]; [`PostError::NoReceiveQueue`] if it receives from a shared queue, or not at all.
+    fn post_recv(&self, _request: &RecvRequest<'_>) -> Result<(), PostError> {
+        Err(PostError::NoReceiveQueue { qpn: self.endpoint().qpn })
+    }
+    /// Changes its state, and what goes with it (ibv_modify_qp(3)).
+    ///
+    /// # Errors
+    /// See [`ModifyQpError`]; [`ModifyQpError::Refused`] from a device whose queue pairs can only be connected.
+    fn modify(&self, _change: &QpChange) -> Result<(), ModifyQpError> {
+        Err(ModifyQpError::Refused)
+    }
+    /// What it is set to (ibv_query_qp(3)).
+    ///
+    /// # Errors
+    /// As [`QueuePair::modify`].
+    fn query(&self) -> Result<QpAttributes, ModifyQpError> {
+        Err(ModifyQpError::Refused)
+    }
+    /// From reset to ready to send, for datagrams that name `qkey`.
+    ///
+    /// # Errors
+    /// As [`QueuePair::modify`].
+    fn open(&self, _qkey: QKey) -> Result<(), ModifyQpError> {
+        Err(ModifyQpError::Refused)
+    }
 }

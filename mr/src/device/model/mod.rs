@@ -11,7 +11,7 @@ mod target;
 
 pub use faults::FaultJob;
 pub use implicit::{ImplicitRegion, ImplicitTeardown};
-pub use objects::{ModelCq, ModelPd, ModelQp};
+pub use objects::{ModelCq, ModelPd, ModelQp, ModelSrq};
 pub use prefetch::{FaultPolicy, PrefetchJob, PrefetchStats};
 pub use region::ModelRegion;
 pub use stepping::{Advice, Registration};

@@ -2,13 +2,14 @@
 
 use super::{ImplicitRegion, ModelDevice, ModelRegion, advise};
 use crate::device::{
-    AdviseError, CompletionQueue, Flush, ProtectionDomain, QpError, QueuePair, Region, RegisterError,
-    RegisterOptions,
+    AdviseError, CompletionQueue, Flush, ProtectionDomain, QpError, QpOptions, QueuePair, Region,
+    RegisterError, RegisterOptions, SharedReceiveQueue,
 };
 use crate::region::Mode;
 use hw_model::hca::{
-    self, Completion, CreateCqError, ModifyQpError, Overrun, Pd, PdError, PostError, QpAddress, QpSpec,
-    SendRequest, Sge,
+    self, Completion, CreateCqError, CreateSrqError, ModifyQpError, Overrun, Pd, PdError, PostError, QKey,
+    QpAddress, QpAttributes, QpChange, QpSpec, RecvRequest, SendRequest, Sge, SrqLimitError, SrqSpec, Srqn,
+    Transport,
 };
 use hw_model::sync::Arc;
 use odp::fault::Want;
@@ -88,11 +89,40 @@ impl ProtectionDomain for ModelPd {
         cq: Arc<dyn CompletionQueue>,
         send_requests: u32,
     ) -> Result<Arc<dyn QueuePair>, QpError> {
-        let cq: Arc<dyn Any + Send + Sync> = cq;
-        let cq = cq.downcast::<ModelCq>().map_err(|_| QpError::ForeignCq)?;
-        let spec = QpSpec { max_send_requests: send_requests, ..QpSpec::new(self.handle, &cq.queue) };
+        let options = QpOptions { send_requests, ..QpOptions::new(Transport::ReliableConnection, &cq) };
+        self.create_qp_with(options)
+    }
+
+    fn create_qp_with(self: Arc<Self>, options: QpOptions) -> Result<Arc<dyn QueuePair>, QpError> {
+        let QpOptions { transport, access, signal_all, .. } = options;
+        let srq = options.srq.map(|srq| -> Arc<dyn Any + Send + Sync> { srq });
+        let srq = srq.map(|srq| srq.downcast::<ModelSrq>().map_err(|_| QpError::ForeignSrq)).transpose()?;
+        let spec = QpSpec {
+            transport,
+            pd: self.handle,
+            send_cq: Arc::clone(&model_cq(options.send_cq)?.queue),
+            recv_cq: Arc::clone(&model_cq(options.recv_cq)?.queue),
+            srq: srq.as_ref().map(|srq| Arc::clone(&srq.queue)),
+            access,
+            max_send_requests: options.send_requests,
+            max_sges: options.send_sges,
+            max_inline: options.inline,
+            max_recv_requests: options.recv_requests,
+            max_recv_sges: options.recv_sges,
+            signal_all,
+        };
         let qp = self.device.hca().create_qp(&spec)?;
-        Ok(Arc::new(ModelQp { qp, _pd: self }))
+        Ok(Arc::new(ModelQp { qp, _srq: srq, _pd: self }))
+    }
+
+    fn create_srq(
+        self: Arc<Self>,
+        requests: u32,
+        sges: u32,
+    ) -> Result<Arc<dyn SharedReceiveQueue>, CreateSrqError> {
+        let spec = SrqSpec { pd: self.handle, max_requests: requests, max_sges: sges };
+        let queue = self.device.hca().create_srq(&spec)?;
+        Ok(Arc::new(ModelSrq { queue, _pd: self }))
     }
 }
 
@@ -126,9 +156,39 @@ impl CompletionQueue for ModelCq {
     }
 }
 
+fn model_cq(cq: Arc<dyn CompletionQueue>) -> Result<Arc<ModelCq>, QpError> {
+    let cq: Arc<dyn Any + Send + Sync> = cq;
+    cq.downcast::<ModelCq>().map_err(|_| QpError::ForeignCq)
+}
+
+/// A shared receive queue.
+pub struct ModelSrq {
+    queue: Arc<hca::SharedReceiveQueue>,
+    _pd: Arc<ModelPd>,
+}
+
+impl SharedReceiveQueue for ModelSrq {
+    fn post(&self, request: &RecvRequest<'_>) -> Result<(), PostError> {
+        self.queue.post(request)
+    }
+    fn set_limit(&self, limit: u32) -> Result<(), SrqLimitError> {
+        self.queue.set_limit(limit)
+    }
+    fn limit(&self) -> u32 {
+        self.queue.limit()
+    }
+    fn outstanding(&self) -> u32 {
+        self.queue.outstanding()
+    }
+    fn number(&self) -> Srqn {
+        self.queue.number()
+    }
+}
+
 /// A queue pair.
 pub struct ModelQp {
     qp: Arc<hca::QueuePair>,
+    _srq: Option<Arc<ModelSrq>>,
     _pd: Arc<ModelPd>,
 }
 
@@ -141,5 +201,20 @@ impl QueuePair for ModelQp {
     }
     fn post_send(&self, request: &SendRequest<'_>) -> Result<(), PostError> {
         self.qp.post_send(request)
+    }
+    fn post_send_list(&self, requests: &[SendRequest<'_>]) -> Result<(), (usize, PostError)> {
+        self.qp.post_send_list(requests)
+    }
+    fn post_recv(&self, request: &RecvRequest<'_>) -> Result<(), PostError> {
+        self.qp.post_recv(request)
+    }
+    fn modify(&self, change: &QpChange) -> Result<(), ModifyQpError> {
+        self.qp.modify(change)
+    }
+    fn query(&self) -> Result<QpAttributes, ModifyQpError> {
+        self.qp.query()
+    }
+    fn open(&self, qkey: QKey) -> Result<(), ModifyQpError> {
+        self.qp.open(qkey)
     }
 }
