@@ -26,6 +26,7 @@ const ISLANDS: &[&str] = &[
     "mr/src/device/verbs/queue.rs",
     "mr/src/device/verbs/region.rs",
     "mr/src/dma/vfio/bar.rs",
+    "mr/tests/invalidation_allocations.rs",
     "mr/src/dma/vfio/sys.rs",
     "mr/src/region/schedules.rs",
     "hw-model/tests/rc/burst.rs",

@@ -41,6 +41,7 @@ pub const ALL: &[(&str, Test)] = &[
     ("mremap_moves_the_bytes", Test::Mapped(mremap_moves)),
     ("teardown_racing_reads", Test::Mapped(teardown_racing_reads)),
     ("protection_racing_writes", Test::Mapped(protection_racing_writes)),
+    ("many_threads_change_their_memory", Test::Mapped(many_threads)),
 ];
 
 /// Pages of most behaviours.
@@ -521,6 +522,49 @@ fn protection_racing_writes(world: &dyn World) -> Verdict {
             std::thread::yield_now();
             assert_eq!(world.get(area.page(1)), before.0, "written after nobody was allowed to");
             world.protect(area.range, Allow::ReadWrite);
+        }
+    });
+    Ok(())
+}
+
+/// Many threads, each with memory and a device of its own in one address space, change it by every call there is. If this
+/// fails, one thread's change is another's, or the calls of several wait for each other.
+fn many_threads(world: &dyn World) -> Verdict {
+    const THREADS: u64 = 6;
+    const ROUNDS: u64 = 25;
+    let areas: Result<Vec<_>, Skip> = (0..THREADS).map(|_| anonymous(world)).collect();
+    let areas = areas?;
+    std::thread::scope(|scope| {
+        for (thread, area) in areas.iter().enumerate() {
+            scope.spawn(move || {
+                let device = world.device(&[area.range]);
+                for round in 0..ROUNDS {
+                    let salt = thread as u64 * 1000 + round;
+                    device.fill(area.range, salt);
+                    assert!(holds(world, area.range, salt));
+                    let page = (round + thread as u64) % (PAGES - 4);
+                    match round % 4 {
+                        0 => world.discard(area.part(page, 4)),
+                        1 => world.replace(area.part(page, 4)),
+                        2 => {
+                            world.protect(area.part(page, 4), Allow::Read);
+                            assert_eq!(
+                                device.write(area.page(page), 1),
+                                Err(refused(area, page, Access::Write))
+                            );
+                            world.protect(area.part(page, 4), Allow::ReadWrite);
+                        }
+                        _ => {
+                            let other = world.device(&[area.part(page, 4)]);
+                            other.fill(area.part(page, 4), salt + 1);
+                            assert!(device.holds(area.part(page, 4), salt + 1));
+                        }
+                    }
+                    assert!(round % 4 > 1 || device.is_zero(area.part(page, 4)));
+                    fill(world, area.range, salt + 2);
+                    assert!(device.holds(area.range, salt + 2));
+                }
+            });
         }
     });
     Ok(())

@@ -15,6 +15,7 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 const RW: ProtFlags = ProtFlags::READ.union(ProtFlags::WRITE);
@@ -250,6 +251,91 @@ pub fn above_the_heap(pages: u64, work: impl FnOnce(VirtRange, &dyn Fn())) {
     assert_eq!(set(end + pages * PAGE_SIZE), 0);
     let range = VirtRange::new(VirtAddr(end), pages * PAGE_SIZE).expect("user memory");
     work(range, &|| assert_eq!(set(end), 0));
+}
+
+/// include/uapi/linux/fs.h `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// Tells which pages of a range were written, as a program does that takes checkpoints of itself.
+pub struct WriteTracker {
+    range: VirtRange,
+    pagemap: File,
+    _userfault: OwnedFd,
+}
+
+impl WriteTracker {
+    /// Puts `range` under asynchronous write protection.
+    pub fn new(range: VirtRange) -> Result<Self, Skip> {
+        const USER_MODE_ONLY: libc::c_int = 1;
+        const API: libc::c_ulong = 0xc018_aa3f;
+        const REGISTER: libc::c_ulong = 0xc020_aa00;
+        /// UFFD_FEATURE_WP_HUGETLBFS_SHMEM, _WP_UNPOPULATED, _WP_ASYNC.
+        const FEATURES: u64 = 1 << 12 | 1 << 13 | 1 << 15;
+        const WRITE_PROTECT: u64 = 1 << 1;
+        let refused = || Skip(format!("userfaultfd: {}", std::io::Error::last_os_error()));
+        // SAFETY: takes an integer.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
+        if fd < 0 {
+            return Err(refused());
+        }
+        // SAFETY: opened just now, and nobody else's.
+        let userfault = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let mut api = [0xaa_u64, FEATURES, 0];
+        // SAFETY: reads and writes one `struct uffdio_api` of three words.
+        if unsafe { libc::ioctl(fd as i32, API, api.as_mut_ptr()) } != 0 {
+            return Err(refused());
+        }
+        let mut register = [range.start().0, range.len(), WRITE_PROTECT, 0];
+        // SAFETY: reads and writes one `struct uffdio_register` of four words; asynchronous protection changes no byte and
+        // holds up nobody.
+        if unsafe { libc::ioctl(fd as i32, REGISTER, register.as_mut_ptr()) } != 0 {
+            return Err(refused());
+        }
+        let pagemap = File::open("/proc/self/pagemap").expect("pagemap");
+        let tracker = Self { range, pagemap, _userfault: userfault };
+        tracker.take();
+        Ok(tracker)
+    }
+
+    /// Pages written since this was last asked.
+    pub fn take(&self) -> Vec<u64> {
+        const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+        /// PM_SCAN_WP_MATCHING, PM_SCAN_CHECK_WPASYNC.
+        const PROTECT_AGAIN: u64 = 1 | 1 << 1;
+        const WRITTEN: u64 = 1 << 1;
+        let mut regions = [[0_u64; 3]; 64];
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            flags: PROTECT_AGAIN,
+            start: self.range.start().0,
+            end: self.range.end().0,
+            vec: regions.as_mut_ptr().expose_provenance() as u64,
+            vec_len: regions.len() as u64,
+            category_mask: WRITTEN,
+            return_mask: WRITTEN,
+            ..Scan::default()
+        };
+        // SAFETY: reads and writes one such structure, and writes as many regions of three words as it says there are.
+        let found = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+        assert!(found >= 0, "PAGEMAP_SCAN: {}", std::io::Error::last_os_error());
+        let first = |at: u64| (at - self.range.start().0) / PAGE_SIZE;
+        regions[..found as usize].iter().flat_map(|[start, end, _]| first(*start)..first(*end)).collect()
+    }
 }
 
 /// Gives back what free memory the allocator keeps.

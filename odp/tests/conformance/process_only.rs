@@ -4,7 +4,7 @@ use crate::Test;
 use crate::device::Device;
 use crate::memory;
 use crate::process::ProcessWorld;
-use crate::world::{Kind, Skip, Verdict, World, fill, holds};
+use crate::world::{Cpu, Kind, Skip, Verdict, World, fill, holds};
 use hw_model::addr::{PAGE_SIZE, VirtRange};
 use hw_model::sync::Arc;
 use odp::space::{AddressSpace, FaultError, Rung};
@@ -19,6 +19,7 @@ pub const ALL: &[(&str, Test)] = &[
     ("new_memory_at_an_old_address", Test::Process(new_memory_at_an_old_address)),
     ("new_memory_at_an_anchored_address", Test::Process(new_memory_at_an_anchored_address)),
     ("ten_thousand_regions_of_one_page", Test::Process(ten_thousand)),
+    ("writes_show_in_dirty_tracking", Test::Process(dirty_tracking)),
 ];
 
 /// Both sides write and read it.
@@ -152,6 +153,31 @@ fn new_memory_at_an_anchored_address(world: &ProcessWorld) -> Verdict {
             assert_eq!(device.read(at), Err(FaultError::NoMapping { at }));
         }
         assert!(holds(world, area.range, round + 1000), "not one byte has changed");
+    }
+    Ok(())
+}
+
+/// A program that tracks what was written to its memory (userfaultfd's asynchronous write protection and PAGEMAP_SCAN,
+/// Documentation/admin-guide/mm/pagemap.rst) finds what a device wrote, as it finds what it wrote itself. If this fails, a
+/// checkpoint misses what came in by RDMA.
+fn dirty_tracking(world: &ProcessWorld) -> Verdict {
+    for kind in [Kind::Anonymous, Kind::Shared] {
+        let area = world.map(kind, 16)?;
+        fill(world, area.range, 1);
+        let tracker = memory::WriteTracker::new(area.range)?;
+        // Its userfaultfd has the memory now: ours is refused it, and the memory is on the poll rung, unless it is on the exact.
+        let device = world.device(&[area.range]);
+        assert_ne!(world.space.rung(area.range), Rung::Events);
+        device.fill(area.range, 8);
+        assert_eq!(tracker.take(), (0..16).collect::<Vec<_>>(), "{kind:?}");
+        assert_eq!(tracker.take(), [0; 0], "nobody has written since");
+        world.put(area.page(1), 1);
+        for page in [3, 9, 10] {
+            device.write(area.page(page), 5).expect("writable");
+        }
+        assert_eq!(tracker.take(), [1, 3, 9, 10], "{kind:?}");
+        assert!(device.read(area.page(3)) == Ok(5) && world.get(area.page(9)) == 5);
+        assert_eq!(tracker.take(), [0; 0], "reading is not writing");
     }
     Ok(())
 }

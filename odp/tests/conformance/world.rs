@@ -58,7 +58,7 @@ impl Area {
 }
 
 /// A program's loads and stores. In a forked process they neither allocate nor panic.
-pub trait Cpu {
+pub trait Cpu: Sync {
     fn get(&self, at: VirtAddr) -> u64;
     fn put(&self, at: VirtAddr, word: u64);
 }
