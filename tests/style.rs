@@ -45,6 +45,7 @@ const ISLANDS: &[&str] = &[
     "odp/tests/notifier_allocations.rs",
     "odp/tests/process/monitor_allocations.rs",
     "src/mixed.rs",
+    "tests/conformance/remapped.rs",
     "tests/it/remapped.rs",
     "tests/lab/oracle/src/memory.rs",
     "tests/lab/oracle/src/verbs.rs",

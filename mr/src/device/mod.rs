@@ -357,10 +357,14 @@ pub enum AdviseError {
     /// The region was deregistered.
     #[error("the region was deregistered")]
     Deregistered,
-    /// A real device said no.
-    #[cfg(all(feature = "verbs", not(any(loom, shuttle))))]
-    #[error(transparent)]
-    Verbs(verbs::VerbsError),
+    /// A real device, or its driver, said no.
+    #[error("{device} refused ibv_advise_mr: {}", std::io::Error::from_raw_os_error(*errno))]
+    Refused {
+        /// The device.
+        device: String,
+        /// What it said.
+        errno: i32,
+    },
     /// An implicit region cannot have a part there.
     #[error("the pages have no place in the region")]
     Part(#[from] RegisterError),

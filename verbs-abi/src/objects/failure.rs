@@ -82,6 +82,7 @@ impl From<AdviseError> for Errno {
             | AdviseError::Nothing
             | AdviseError::NotARegion { .. }
             | AdviseError::NotOnDemand { .. } => said(&error, Self::INVAL),
+            AdviseError::Refused { errno, .. } => said(&error, Self(errno)),
             AdviseError::Part(error) => error.into(),
             AdviseError::Pages(error) => error.into(),
         }

@@ -26,6 +26,14 @@ pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
+/// The name of a device of a list, or of an open context.
+fn name_of(device: *mut ibv_device) -> String {
+    // SAFETY: both callers have it from libibverbs, and it is there still.
+    let name = unsafe { ibv_get_device_name(device) };
+    // SAFETY: a string that lives as long as the device.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+}
+
 /// All devices there are.
 struct List {
     devices: Option<NonNull<*mut ibv_device>>,
@@ -46,10 +54,10 @@ impl List {
         devices.flat_map(move |devices| {
             (0..self.count).map(move |index| {
                 // SAFETY: the list has as many entries.
-                let device = unsafe { devices.add(index).read() };
-                // SAFETY: an entry of the list; its name is a string that lives as long.
-                let name = unsafe { CStr::from_ptr(ibv_get_device_name(device)) };
-                (name.to_string_lossy().into_owned(), device)
+                let entry = unsafe { devices.add(index) };
+                // SAFETY: an entry of the list.
+                let device = unsafe { entry.read() };
+                (name_of(device), device)
             })
         })
     }
@@ -123,9 +131,9 @@ impl VerbsDevice {
         context: NonNull<ibv_context>,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Result<Arc<Self>, VerbsError> {
-        // SAFETY: an open context has its device, whose name is a string that lives as long.
-        let name = unsafe { CStr::from_ptr(ibv_get_device_name((*context.as_ptr()).device)) };
-        Self::with(context, name.to_string_lossy().into_owned(), Owner::Theirs { _keep: keep })
+        // SAFETY: an open context, by the caller's word.
+        let device = unsafe { (*context.as_ptr()).device };
+        Self::with(context, name_of(device), Owner::Theirs { _keep: keep })
     }
 
     fn with(context: NonNull<ibv_context>, name: String, owner: Owner) -> Result<Arc<Self>, VerbsError> {
@@ -243,7 +251,7 @@ impl VerbsDevice {
         // SAFETY: an open context, and room for the beginning of the struct, which is what the exported function knows.
         match unsafe { ___ibv_query_port(self.context.as_ptr(), port, &raw mut said) } {
             0 => Ok(said.active_mtu),
-            code => Err(self.refused("ibv_query_port", Errno::from_raw_os_error(code.abs()))),
+            code => Err(self.refused("ibv_query_port", extended::errno(code))),
         }
     }
 

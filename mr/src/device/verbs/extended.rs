@@ -13,6 +13,13 @@ use rustix::io::Errno;
 use std::mem::offset_of;
 use std::ptr;
 
+/// The error number that a call gave back, positive by the manual and negative by some drivers; what is none is an error of
+/// the driver.
+pub(super) fn errno(code: i32) -> Errno {
+    let number = code.unsigned_abs();
+    if (1..4096).contains(&number) { Errno::from_raw_os_error(number as i32) } else { Errno::IO }
+}
+
 /// The `verbs_context` around a context, if there is one.
 ///
 /// # Safety
@@ -46,19 +53,17 @@ pub(super) unsafe fn query_device(context: *mut ibv_context) -> Result<ibv_devic
             if let Some(call) = call {
                 // SAFETY: an open context, and room for what it says.
                 let code = unsafe { call(context, ptr::null(), &raw mut said, size_of_val(&said)) };
-                let errno = Errno::from_raw_os_error(code);
-                if code == 0 {
-                    return Ok(said);
-                }
-                if errno != Errno::OPNOTSUPP {
-                    return Err(errno);
+                match errno(code) {
+                    _ if code == 0 => return Ok(said),
+                    Errno::OPNOTSUPP => {}
+                    other => return Err(other),
                 }
             }
         }
     }
     // SAFETY: an open context, and room for what it says.
     let code = unsafe { ibv_query_device(context, &raw mut said.orig_attr) };
-    if code == 0 { Ok(said) } else { Err(Errno::from_raw_os_error(code)) }
+    if code == 0 { Ok(said) } else { Err(errno(code)) }
 }
 
 /// `ibv_advise_mr` for `pieces`.
@@ -71,8 +76,10 @@ pub(super) unsafe fn advise(
     flags: u32,
     pieces: &mut [ibv_sge],
 ) -> Result<(), Errno> {
-    // SAFETY: the caller's domain is there, and so its context.
-    let extended = unsafe { around((*pd).context) }.ok_or(Errno::OPNOTSUPP)?;
+    // SAFETY: the caller's domain is there.
+    let context = unsafe { (*pd).context };
+    // SAFETY: and so is its context.
+    let extended = unsafe { around(context) }.ok_or(Errno::OPNOTSUPP)?;
     // SAFETY: it is there as long as the context.
     let size = unsafe { (*extended).sz };
     if !reaches(size, offset_of!(verbs_context, advise_mr)) {
@@ -83,8 +90,7 @@ pub(super) unsafe fn advise(
     let count = u32::try_from(pieces.len()).map_err(|_| Errno::INVAL)?;
     // SAFETY: a domain that is there, and pieces for as long as the call.
     let code = unsafe { call(pd, advice, flags, pieces.as_mut_ptr(), count) };
-    // The kernel's answer comes positive from some drivers' side and negative from others'.
-    if code == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(code.abs())) }
+    if code == 0 { Ok(()) } else { Err(errno(code)) }
 }
 
 #[cfg(test)]

@@ -19,9 +19,8 @@
 //!
 //! # In place of rereg_mr and advise_mr
 //!
-//! A driver without ibv_rereg_mr(3) (rdma_rxe has it for rights and domains, not for translations): register again and drop
-//! the old region; the key is another one then. A user-side driver without ibv_advise_mr(3) (that of rdma_rxe before
-//! rdma-core 58): [`Region::advise`](super::Region::advise) populates the pages of this process, so that the device's fault
+//! Without ibv_rereg_mr(3) (the library of rdma_rxe in rdma-core 44 has it not): register again and drop the old region; the
+//! key is another one then. Without ibv_advise_mr(3) (that library before rdma-core 58): [`Region::advise`](super::Region::advise) populates the pages of this process, so that the device's fault
 //! finds them there.
 
 mod capabilities;

@@ -7,6 +7,7 @@
 
 use super::context::{VerbsDevice, last_errno};
 use super::error::VerbsError;
+use super::extended;
 use super::pd::VerbsPd;
 use super::translate;
 use hw_model::hca::{Completion, Operation, QpAddress, SendRequest, Sge};
@@ -243,7 +244,7 @@ impl VerbsQp {
     }
 
     fn refused(&self, call: &'static str, code: i32) -> VerbsError {
-        self.pd.device().refused(call, Errno::from_raw_os_error(code.abs()))
+        self.pd.device().refused(call, extended::errno(code))
     }
 }
 

@@ -123,7 +123,10 @@ impl VerbsRegion {
                 Want::Snapshot => 2,
             };
             let advised = self.pd.advise(advice, flags, registered.keys().0, part.range());
-            return advised.map_err(|reason| AdviseError::Verbs(device.refused("ibv_advise_mr", reason)));
+            return advised.map_err(|reason| AdviseError::Refused {
+                device: device.name().to_owned(),
+                errno: reason.raw_os_error(),
+            });
         }
         match want {
             // Nothing to do for the pages that are there: the device's fault finds them.
