@@ -107,7 +107,7 @@ fn execution(witness: &Arc<Witness>) {
         // One that may not wait, in the middle of the others.
         let (notifiers, frame, owner) = (Arc::clone(&notifiers), Arc::clone(&frame), old.clone());
         threads.push(thread::spawn(move || {
-            if let Ok(ready) = notifiers.try_begin(page(1, 1)) {
+            if let Ok(ready) = notifiers.try_begin(page(1, 2)) {
                 owner.witness.expect(owner.entry().is_none(), "the page goes under it, at once");
                 frame.fetch_add(1, Ordering::SeqCst);
                 ready.end();

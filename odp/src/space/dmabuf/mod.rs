@@ -48,6 +48,7 @@ pub use bar::{BarExport, BarPart, OutsideBar};
 pub use buffer::{AttachError, Dmabuf, DmabufStats};
 pub use exporter::{Exporter, MapRefusal, Piece};
 pub use fence::{Fence, FenceSignal};
+#[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 pub(in crate::space) use migrating::Pages;
 pub use migrating::{AccessError, ExportError, Migrating, MigratingOptions, PagePlace, SystemPages};
 pub use migration::{Migration, MigrationError};
