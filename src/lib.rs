@@ -1,6 +1,7 @@
 //! What the command line, the tests, the benches and the examples share.
 
 pub mod demo;
+pub mod info;
 pub mod machine;
 pub mod mixed;
 pub mod route;

@@ -24,6 +24,8 @@ enum Command {
     Sim(anypage::sim::Args),
     /// Says which way DMA takes to a page and by which rule of the kernel; without a question, the whole table.
     Route(anypage::route::Args),
+    /// Says what this machine gives: devices, limits, the rung of the ladder in force and why not a better one.
+    Info(anypage::info::Args),
     /// Starts a program with modelled RDMA devices: our libibverbs takes the place of the system's.
     Run(anypage::run::Args),
 }
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => anypage::demo::main(&args),
         Command::Sim(args) => anypage::sim::main(&args),
         Command::Route(args) => anypage::route::main(&args),
+        Command::Info(args) => anypage::info::main(&args),
         Command::Run(args) => anypage::run::main(&args),
     }
 }

@@ -97,3 +97,27 @@ fn a_route_is_answered_with_its_rule_and_a_refusal_has_a_status_of_its_own() {
     let report: serde_json::Value = serde_json::from_str(&json).expect("--json prints JSON");
     assert_eq!(report["cases"].as_array().map(Vec::len), Some(hw_model::hca::Backing::ALL.len()));
 }
+
+#[test]
+fn info_says_what_is_here_in_both_forms_and_refuses_what_it_does_not_know() {
+    let output = anypage(&["info"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in
+        ["rung in force", "device model", "RLIMIT_MEMLOCK", "vm.max_map_count", "RDMA devices of the kernel"]
+    {
+        assert!(said.contains(part), "{part} is missing:\n{said}");
+    }
+    let output = anypage(&["info", "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    let rungs = report["ladder"]["rungs"].as_array().expect("a list");
+    assert_eq!(rungs.len(), 4);
+    assert!(rungs.iter().all(|rung| !rung["why"].as_str().expect("text").is_empty()));
+    let best = rungs
+        .iter()
+        .find(|rung| rung["available"] == true && rung["rung"] != "owned")
+        .expect("poll at least");
+    assert_eq!(report["ladder"]["best"], best["rung"], "the best rung is the first that can be had");
+    assert_eq!(anypage(&["info", "--colour"]).status.code(), Some(2));
+}

@@ -13,11 +13,14 @@ pub enum Bug {
     IovaBeforeFlush = 2,
     /// A fault asks whether its pages are still good before it takes the region's lock, not under it.
     DecisionOutsideLock = 3,
+    /// An invalidation hides the entries and forgets that the device remembers them.
+    StaleTranslation = 4,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::StaleEntry, Self::IovaBeforeFlush, Self::DecisionOutsideLock];
+    pub const ALL: [Self; 4] =
+        [Self::StaleEntry, Self::IovaBeforeFlush, Self::DecisionOutsideLock, Self::StaleTranslation];
 
     /// Its name.
     #[must_use]
@@ -26,6 +29,7 @@ impl Bug {
             Self::StaleEntry => "stale-entry",
             Self::IovaBeforeFlush => "iova-before-flush",
             Self::DecisionOutsideLock => "decision-outside-lock",
+            Self::StaleTranslation => "stale-translation",
         }
     }
 

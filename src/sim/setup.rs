@@ -13,7 +13,9 @@ use hw_model::bus::{
     RamStorage,
 };
 use hw_model::fault_plan::{Action as FaultAction, FaultPlan, Points, Rule};
-use hw_model::hca::{AckTimeout, HcaConfig, PathMtu, Time};
+use hw_model::hca::{
+    AckTimeout, CacheShape, FaultScheme, HcaConfig, PathMtu, Replacement, Time, TranslationCacheConfig,
+};
 use hw_model::iommu::{Domain, DomainConfig, IotlbConfig};
 use hw_model::sync::Arc;
 use mr::device::Device;
@@ -230,6 +232,7 @@ impl World {
             key_quarantine: 16,
             ..HcaConfig::simulated(seed(choices))
         };
+        let hca = with_choices_of_its_seed(hca);
         let rule = |(point, probability): &(String, f64)| Rule {
             probability: *probability,
             ..Rule::always(point, FaultAction::Fail)
@@ -370,4 +373,19 @@ fn some_policy(choices: &mut Choices) -> FaultPolicy {
         PrefetchPolicy::ADAPTIVE,
     ]);
     FaultPolicy { neighbours: choices.of(&[0, 4 * PAGE_SIZE, 16 * PAGE_SIZE]), prefetch }
+}
+
+/// What else an HCA is chosen to be, by its seed alone: two of three remember translations, few or more of them, and one
+/// of two asks for pages by range.
+fn with_choices_of_its_seed(config: HcaConfig) -> HcaConfig {
+    let replacement = [Replacement::LeastRecent, Replacement::Oldest, Replacement::Random];
+    let pick = |of: u64, shift: u32| (config.seed >> shift) % of;
+    let shape = |sets: u32, shift: u32| CacheShape {
+        sets,
+        ways: 1 << pick(3, shift),
+        replacement: replacement[pick(3, shift + 4) as usize],
+    };
+    let cache = TranslationCacheConfig { pages: shape(1 << pick(6, 24), 8), keys: shape(1, 16) };
+    let fault_scheme = [FaultScheme::ByRequest, FaultScheme::ByRange][pick(2, 32) as usize];
+    HcaConfig { translation_cache: (pick(3, 40) > 0).then_some(cache), fault_scheme, ..config }
 }

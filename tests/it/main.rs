@@ -12,6 +12,7 @@ mod gate;
 mod implicit;
 mod invariants;
 mod object_verbs;
+mod objects;
 mod overlay;
 mod policies;
 mod races;

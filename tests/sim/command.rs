@@ -77,6 +77,10 @@ mod planted {
         is_found("iova-before-flush");
     }
     #[test]
+    fn a_translation_remembered_beyond_an_invalidation_is_found() {
+        is_found("stale-translation");
+    }
+    #[test]
     fn a_decision_made_outside_the_lock_is_found() {
         is_found("decision-outside-lock");
     }

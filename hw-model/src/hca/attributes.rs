@@ -120,7 +120,6 @@ pub struct ModerationCapabilities {
 
 /// What a device says of itself (11.2.1.2; `ibv_query_device_ex`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct DeviceAttributes {
     /// The version of this program, as its firmware's.
     pub firmware: &'static str,
@@ -171,7 +170,6 @@ pub enum PortState {
 
 /// What a device says of a port (`ibv_query_port`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct PortAttributes {
     /// Its state.
     pub state: PortState,

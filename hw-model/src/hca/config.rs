@@ -1,6 +1,8 @@
 //! What an HCA is built with.
 
 use super::attributes::PKeyTable;
+use super::cache::{CacheShape, TranslationCacheConfig};
+use super::fault::FaultScheme;
 use super::time::AckTimeout;
 use crate::wire::RnrTimer;
 
@@ -145,6 +147,10 @@ pub struct HcaConfig {
     /// One step translates a packet's addresses and a later one moves its bytes, so that a simulation can put an
     /// invalidation between the two.
     pub micro_steps: bool,
+    /// What a page-fault event speaks of.
+    pub fault_scheme: FaultScheme,
+    /// The translation caches of each engine; none if they are off.
+    pub translation_cache: Option<TranslationCacheConfig>,
     /// How many of each object there may be.
     pub limits: Limits,
     /// The partition keys of its port.
@@ -168,6 +174,8 @@ impl Default for HcaConfig {
             key_quarantine: 1 << 16,
             callers_drive: true,
             micro_steps: false,
+            fault_scheme: FaultScheme::ByRequest,
+            translation_cache: None,
             limits: Limits::default(),
             pkeys: PKeyTable::default(),
         }
@@ -196,6 +204,14 @@ impl HcaConfig {
 /// Why an HCA could not be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NewHcaError {
+    /// A translation cache that cannot be.
+    #[error(
+        "no translation cache has the shape {shape:?}: sets are a power of two, ways at least 1, both at most 2^24"
+    )]
+    CacheShape {
+        /// Asked for.
+        shape: CacheShape,
+    },
     /// All the places in the memory's DMA epoch are taken.
     #[error("no room for {engines} engines in the DMA epoch: {taken} of {max} places are taken")]
     NoEpochSlot {

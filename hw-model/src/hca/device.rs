@@ -1,5 +1,6 @@
 //! The HCA as software sees it: where objects are made, and where threads come in.
 
+use super::cache::TranslationCacheConfig;
 use super::config::{HcaConfig, NewHcaError, PathMtu};
 use super::cq::Moderator;
 use super::device_memory::Internal;
@@ -160,6 +161,10 @@ impl Hca {
         if config.engines == 0 {
             return Err(NewHcaError::NoEngines);
         }
+        if let Some(TranslationCacheConfig { pages, keys }) = config.translation_cache {
+            let wrong = [pages, keys].into_iter().find(|shape| !shape.is_possible());
+            wrong.map_or(Ok(()), |shape| Err(NewHcaError::CacheShape { shape }))?;
+        }
         let max_payload = link.max_payload();
         if max_payload < PathMtu::MIN.bytes() as usize {
             return Err(NewHcaError::LinkTooSmall { max_payload });
@@ -177,7 +182,7 @@ impl Hca {
         let device = Arc::new(Device {
             gid: link.address(),
             keys: KeyTable::new(config.limits.keys, config.key_quarantine, random.next_u64()),
-            faults: FaultQueue::new(config.fault_queue_depth),
+            faults: FaultQueue::new(config.fault_queue_depth, config.fault_scheme),
             events: Arc::new(AsyncEvents::new()),
             moderator: Arc::new(Moderator::new()),
             pool: PayloadPool::new(config.payload_bytes(), BUFFERS_AN_ENGINE * config.engines as usize),
@@ -353,9 +358,11 @@ impl Hca {
     /// Answers a page-fault event. An answer that nobody waits for any more is counted and does nothing. Never blocks
     /// on an engine; it may allocate, so not under a lock that an invalidation takes.
     pub fn resume(&self, token: FaultToken, outcome: FaultOutcome) {
-        let mailbox = &self.device.mailboxes[self.index(token.qpn)];
-        mailbox.leave(|mail| mail.answers.push((token, outcome)));
-        mailbox.wake();
+        for token in self.device.faults.answered(token) {
+            let mailbox = &self.device.mailboxes[self.index(token.qpn)];
+            mailbox.leave(|mail| mail.answers.push((token, outcome)));
+            mailbox.wake();
+        }
     }
 
     /// What was counted so far.

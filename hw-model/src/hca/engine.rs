@@ -4,6 +4,7 @@
 //! invalidation waits for the burst, the thread that unmaps memory waits for the invalidation, and that thread may hold
 //! any lock of the process, the allocator's too. Buffers are taken before, packets sent and completions written after.
 
+use super::cache::{Cache, TranslationCache};
 use super::config::HcaConfig;
 use super::device::Device;
 use super::key::Caller;
@@ -56,6 +57,8 @@ pub(super) struct Engine {
     /// Where the bytes of a loan are on the lender's bus.
     lent: Vec<Span>,
     pending: Option<Pending>,
+    /// What it remembers of translations, if it does.
+    cache: Option<Box<TranslationCache>>,
 }
 
 /// A burst that is not over.
@@ -85,6 +88,8 @@ impl Engine {
     pub(super) fn new(device: Arc<Device>, index: usize, slot: Slot) -> Self {
         let config: &HcaConfig = &device.config;
         let sges = config.limits.sges as usize;
+        let seed = config.seed ^ index as u64;
+        let cache = config.translation_cache.map(|shape| Box::new(TranslationCache::new(shape, seed)));
         let spans = span_capacity(config.payload_bytes(), sges);
         Self {
             index,
@@ -98,6 +103,7 @@ impl Engine {
             spans: Vec::with_capacity(spans),
             lent: Vec::with_capacity(spans),
             pending: None,
+            cache,
             device,
         }
     }
@@ -300,7 +306,9 @@ impl Engine {
                 return Burst::Closed;
             }
             let keys = &self.device.keys;
-            result = translate(keys, (pending.caller, need), direction, &self.pieces, &mut self.spans);
+            let mut cache = Cache::new(self.cache.as_deref_mut(), &self.device.counters[self.index]);
+            result =
+                translate(keys, &mut cache, (pending.caller, need), direction, &self.pieces, &mut self.spans);
             if let (Ok(()), Some(loan)) = (&result, pending.dma.payload.loan()) {
                 result = loan.translate(self.slot.epoch(), &mut self.lent);
             }

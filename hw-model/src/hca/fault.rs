@@ -2,6 +2,9 @@
 //!
 //! A requester's queue pair waits for the answer. A responder does not: it has told its peer to ask again (RNR NAK), and
 //! the answer decides what the peer is told next. Either way one side of a queue pair has one event outstanding at most.
+//!
+//! An event speaks of a work request or of a peer's access, or, if the configuration says so ([`FaultScheme`]), of a range of
+//! memory: then queue pairs that meet the same range share an event, and its answer is for all of them.
 
 use super::time::Time;
 use crate::addr::RegionAddr;
@@ -34,6 +37,18 @@ pub enum FaultKind {
     ByWorkRequest,
     /// The responder, in memory that the peer named, or that a receive names.
     ByRemoteAccess,
+    /// Any number of queue pairs, of either side, in the same range of memory.
+    ByRange,
+}
+
+/// What a page-fault event speaks of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FaultScheme {
+    /// Of one side of one queue pair.
+    #[default]
+    ByRequest,
+    /// Of a range of memory, for all queue pairs that meet it before the answer.
+    ByRange,
 }
 
 /// What the HCA wants to do to the memory.
@@ -50,7 +65,7 @@ pub enum FaultAccess {
 pub struct PageFault {
     /// For the answer.
     pub token: FaultToken,
-    /// The queue pair.
+    /// The queue pair; of an event by range the first.
     pub qpn: Qpn,
     /// The key of the region.
     pub key: Key,
@@ -80,11 +95,41 @@ pub struct FaultQueue {
     waiters: AtomicU32,
     serial: AtomicU64,
     depth: usize,
+    scheme: FaultScheme,
 }
 
 struct State {
     events: VecDeque<PageFault>,
     interrupts: u32,
+    /// Events by range that were not answered yet.
+    ranges: Vec<Range>,
+}
+
+/// An event by range, and who waits for its answer.
+struct Range {
+    serial: u64,
+    key: Key,
+    first: RegionAddr,
+    length: u64,
+    access: FaultAccess,
+    waiters: Vec<FaultToken>,
+}
+
+impl Range {
+    /// Whether its answer is one for `fault` too.
+    fn covers(&self, fault: &PageFault) -> bool {
+        let access = self.access == FaultAccess::Write || fault.access == FaultAccess::Read;
+        let into = fault.address.0.checked_sub(self.first.0);
+        let inside = into.is_some_and(|into| into < self.length && fault.length <= self.length - into);
+        self.key == fault.key && access && inside
+    }
+}
+
+/// That an event was posted, or that one under way serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Posted {
+    Event(FaultToken),
+    Joined(FaultToken),
 }
 
 /// The queue has no room for another event.
@@ -92,27 +137,54 @@ struct State {
 pub(super) struct QueueFull;
 
 impl FaultQueue {
-    pub(super) fn new(depth: u32) -> Self {
+    pub(super) fn new(depth: u32, scheme: FaultScheme) -> Self {
         let depth = depth as usize;
         Self {
-            state: Mutex::new(State { events: VecDeque::with_capacity(depth), interrupts: 0 }),
+            state: Mutex::new(State {
+                events: VecDeque::with_capacity(depth),
+                interrupts: 0,
+                ranges: Vec::new(),
+            }),
             arrived: Condvar::new(),
             waiters: AtomicU32::new(0),
             serial: AtomicU64::new(0),
             depth,
+            scheme,
         }
     }
 
-    pub(super) fn post(&self, mut fault: PageFault) -> Result<FaultToken, QueueFull> {
+    pub(super) fn post(&self, mut fault: PageFault) -> Result<Posted, QueueFull> {
         let mut state = self.state.lock();
+        fault.token.serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let waiter = fault.token;
+        if let Some(range) = state.ranges.iter_mut().find(|range| range.covers(&fault)) {
+            range.waiters.push(waiter);
+            return Ok(Posted::Joined(waiter));
+        }
         if state.events.len() >= self.depth {
             return Err(QueueFull);
         }
-        fault.token.serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        if self.scheme == FaultScheme::ByRange {
+            let PageFault { key, address: first, length, access, .. } = fault;
+            let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+            state.ranges.push(Range { serial, key, first, length, access, waiters: vec![waiter] });
+            fault.kind = FaultKind::ByRange;
+            fault.token = FaultToken { side: FaultKind::ByRange, serial, ..waiter };
+        }
         state.events.push_back(fault);
         drop(state);
         self.wake();
-        Ok(fault.token)
+        Ok(Posted::Event(waiter))
+    }
+
+    /// Whom the answer to the event `token` is for.
+    pub(super) fn answered(&self, token: FaultToken) -> Vec<FaultToken> {
+        if token.side != FaultKind::ByRange {
+            return vec![token];
+        }
+        let mut state = self.state.lock();
+        let at = state.ranges.iter().position(|range| range.serial == token.serial);
+        at.map_or(Vec::new(), |at| state.ranges.swap_remove(at).waiters)
     }
 
     fn wake(&self) {

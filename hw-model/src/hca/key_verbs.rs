@@ -162,6 +162,11 @@ impl Hca {
         Ok(())
     }
 
+    /// Has the engines forget the translations that they remember: every translation after this is a miss.
+    pub fn flush_translation_cache(&self) {
+        self.device.keys.flush();
+    }
+
     /// Changes what `key`, the key of a region, covers, in place: the key stays the same (IBTA volume 1, 11.2.8.7, which
     /// leaves that open). A burst sees the key as it was or as it is, never a mixture; drain the epoch
     /// ([`DmaEpoch::drain`](crate::bus::DmaEpoch::drain)) before memory that it covered goes. Gives what it covered before.

@@ -14,6 +14,7 @@
 //! Bytes that are not where they were are the lender's business: it is told ([`Loan::give_back`]) and sends the packet
 //! again, with the bytes in it. That costs no retry, and whatever is wrong with the memory the lender meets itself.
 
+use super::cache::Cache;
 use super::device::Device;
 use super::key::{Access, Caller};
 use super::translate::{Direction, Obstacle, Piece, Span, borrow, translate};
@@ -107,7 +108,8 @@ impl Loan {
         }
         let pieces = &self.pieces[..usize::from(self.count)];
         let keys = &self.lender.device.keys;
-        translate(keys, (self.caller, self.need), Direction::Gather, pieces, spans)
+        // The cache is the borrower's own, and these are the lender's keys.
+        translate(keys, &mut Cache::none(), (self.caller, self.need), Direction::Gather, pieces, spans)
             .map_err(|_| Obstacle::CalledIn)
     }
 

@@ -22,6 +22,7 @@
 
 mod ah;
 mod attributes;
+mod cache;
 mod config;
 mod cq;
 mod device;
@@ -48,6 +49,7 @@ pub use attributes::{
     AtomicScope, Capabilities, DeviceAttributes, ModerationCapabilities, OnDemandCapabilities,
     OnDemandOperations, PKeyTable, PORT, PortAttributes, PortState, TableError,
 };
+pub use cache::{CacheShape, Replacement, TranslationCacheConfig};
 pub use config::{FaultPolicy, HcaConfig, Limits, NewHcaError, PathMtu};
 pub use cq::{CompletionQueue, CqSpec, Cqn, CreateCqError, Moderation, Notify, Overrun, ResizeCqError};
 pub use device::Hca;
@@ -58,7 +60,7 @@ pub use device_memory::{
 pub use driver::EngineThreads;
 pub use engine::Step;
 pub use events::{AsyncEvent, AsyncEvents, CompletionChannel, CompletionEvent, CreateChannelError};
-pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultToken, PageFault};
+pub use fault::{FaultAccess, FaultKind, FaultOutcome, FaultQueue, FaultScheme, FaultToken, PageFault};
 pub use key::{
     Access, CreateKeyError, DestroyKeyError, FastKeySpec, FastMap, FastMemory, ImplicitKeySpec,
     ImplicitTable, IndirectEntry, IndirectKeySpec, IndirectList, IndirectListError, IndirectTarget,

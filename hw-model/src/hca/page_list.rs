@@ -272,6 +272,8 @@ impl fmt::Debug for Entry {
 pub struct PageList {
     entries: Box<[AtomicU64]>,
     page_shift: u32,
+    /// Flushes so far: what a translation cache remembers of before the last is void.
+    generation: AtomicU64,
 }
 
 impl PageList {
@@ -295,7 +297,7 @@ impl PageList {
         let refused = || OutOfMemory { entries: pages };
         let count = usize::try_from(pages).map_err(|_| refused())?;
         let entries = zeroed_words(count).ok_or_else(refused)?;
-        Ok(Self { entries, page_shift })
+        Ok(Self { entries, page_shift, generation: AtomicU64::new(0) })
     }
     /// log2 of the bytes of a page.
     #[must_use]
@@ -323,6 +325,16 @@ impl PageList {
         let word = self.entries.get(usize::try_from(index).ok()?)?;
         Some(Entry(word.load(Ordering::Acquire)))
     }
+    /// Voids what translation caches remember of the list. To be called after entries were hidden, or took another address or
+    /// less permission, and before the drain: bursts that begin after that read the list anew.
+    pub fn flush(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     /// Publishes `entry` for page `index`. What was written before (links, syncs) is seen by who reads the entry.
     ///
     /// # Panics

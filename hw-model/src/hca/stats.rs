@@ -64,6 +64,20 @@ counters! {
     fault_queue_full,
     /// Answers to faults that nobody waited for any more.
     stale_answers,
+    /// Page faults that were posted as events of a range of memory.
+    faults_by_range,
+    /// Page faults that waited for the answer to an event of another.
+    faults_joined,
+    /// Entries of page lists that a translation cache knew.
+    page_cache_hits,
+    /// Those that it did not.
+    page_cache_misses,
+    /// Keys that a key cache knew.
+    key_cache_hits,
+    /// Those that it did not.
+    key_cache_misses,
+    /// Times that a translation cache was emptied, as a key had changed or software wanted it.
+    translation_flushes,
     /// RNR NAKs sent.
     rnr_naks_sent,
     /// RNR NAKs received.

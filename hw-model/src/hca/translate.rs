@@ -3,6 +3,7 @@
 //! Everything here runs inside the DMA epoch, where nothing is allocated or freed and no lock is waited for that could be
 //! held across such a thing: the thread that frees memory may be waiting for this burst to end.
 
+use super::cache::Cache;
 use super::key::{
     Access, BoundWindow, Caller, ImplicitKeySpec, IndirectKeySpec, IndirectTarget, KeySpec, KeyTable,
     KeyViolation, MIN_INDIRECT_ENTRY, NullKeySpec, SLOT_BYTES, SLOT_SHIFT, Target,
@@ -74,19 +75,22 @@ pub(super) enum Obstacle {
 /// Fills `spans` with where the bytes of `pieces` are. `spans` has room (see [`span_capacity`]): it does not grow.
 pub(super) fn translate(
     keys: &KeyTable,
+    cache: &mut Cache<'_>,
     (caller, need): (Caller, Access),
     direction: Direction,
     pieces: &[Piece],
     spans: &mut Vec<Span>,
 ) -> Result<(), Obstacle> {
     spans.clear();
+    cache.begin(keys);
     for piece in pieces {
+        cache.look_up(piece.key);
         let walked = keys.with(piece.key, |target| match target {
-            Target::Pages(spec) => pages(spec, (caller, need), direction, piece, spans),
-            Target::Indirect(spec) => indirect(keys, spec, (caller, need), direction, piece, spans),
+            Target::Pages(spec) => pages(cache, spec, (caller, need), direction, piece, spans),
+            Target::Indirect(spec) => indirect((keys, cache), spec, (caller, need), direction, piece, spans),
             Target::Null(spec) => null(*spec, (caller, need), piece, spans),
-            Target::Implicit(spec) => implicit(keys, spec, (caller, need), direction, piece, spans),
-            Target::Window(bound) => window(keys, bound, (caller, need), direction, piece, spans),
+            Target::Implicit(spec) => implicit((keys, cache), spec, (caller, need), direction, piece, spans),
+            Target::Window(bound) => window((keys, cache), bound, (caller, need), direction, piece, spans),
         });
         walked.map_err(Obstacle::Key)??;
     }
@@ -95,6 +99,7 @@ pub(super) fn translate(
 
 /// Through a page list.
 fn pages(
+    cache: &mut Cache<'_>,
     spec: &KeySpec,
     (caller, need): (Caller, Access),
     direction: Direction,
@@ -105,7 +110,8 @@ fn pages(
     let page = spec.pages.page_bytes();
     let mut done = 0;
     while done < piece.now {
-        let entry = spec.pages.load(at >> spec.pages.page_shift()).unwrap_or_default();
+        let write = direction == Direction::Scatter;
+        let entry = cache.load(piece.key, &spec.pages, at >> spec.pages.page_shift(), write);
         let usable = match direction {
             Direction::Gather => entry.is_valid(),
             Direction::Scatter | Direction::Atomic(_) => entry.is_writable(),
@@ -124,7 +130,7 @@ fn pages(
 
 /// Through the entries of an indirect key, and through the keys that they name.
 fn indirect(
-    keys: &KeyTable,
+    (keys, cache): (&KeyTable, &mut Cache<'_>),
     spec: &IndirectKeySpec,
     (caller, need): (Caller, Access),
     direction: Direction,
@@ -147,8 +153,9 @@ fn indirect(
                 let rest = left.min(piece.rest - u64::from(done));
                 let inner = Piece { key, address: address.offset(offset), now, rest };
                 let need = direction.local();
+                cache.look_up(key);
                 let walked = keys.with(key, |target| match target {
-                    Target::Pages(spec) => pages(spec, (caller, need), direction, &inner, spans),
+                    Target::Pages(spec) => pages(cache, spec, (caller, need), direction, &inner, spans),
                     _ => Err(Obstacle::Key(KeyViolation::Nested)),
                 });
                 walked.map_err(Obstacle::Key)??;
@@ -179,7 +186,7 @@ fn null(
 
 /// Through the part of a region that a memory window is bound to (IBTA volume 1, 10.6.7.2): the rights are the window's.
 fn window(
-    keys: &KeyTable,
+    (keys, cache): (&KeyTable, &mut Cache<'_>),
     bound: &BoundWindow,
     (caller, need): (Caller, Access),
     direction: Direction,
@@ -188,8 +195,9 @@ fn window(
 ) -> Result<(), Obstacle> {
     let offset = bound.authorize(caller, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
     let inner = Piece { key: bound.region, address: bound.in_region(offset), ..*piece };
+    cache.look_up(bound.region);
     let walked = keys.with(bound.region, |target| match target {
-        Target::Pages(spec) => pages(spec, (caller, direction.local()), direction, &inner, spans),
+        Target::Pages(spec) => pages(cache, spec, (caller, direction.local()), direction, &inner, spans),
         _ => Err(Obstacle::Key(KeyViolation::Nested)),
     });
     walked.map_err(Obstacle::Key)?
@@ -197,7 +205,7 @@ fn window(
 
 /// Through the slots of an implicit key. What is missing there, page or slot, is missing of the implicit key.
 fn implicit(
-    keys: &KeyTable,
+    (keys, cache): (&KeyTable, &mut Cache<'_>),
     spec: &ImplicitKeySpec,
     (caller, need): (Caller, Access),
     direction: Direction,
@@ -213,8 +221,9 @@ fn implicit(
         let address = piece.address.offset(u64::from(done));
         let walked = spec.table.load(slot).filter(|key| *key != piece.key).map(|key| {
             let inner = Piece { key, address, now, rest: u64::from(now) };
+            cache.look_up(key);
             keys.with(key, |target| match target {
-                Target::Pages(spec) => pages(spec, (caller, need), direction, &inner, spans),
+                Target::Pages(spec) => pages(cache, spec, (caller, need), direction, &inner, spans),
                 _ => Err(Obstacle::Key(KeyViolation::Nested)),
             })
         });

@@ -1,8 +1,10 @@
 //! Page faults: who waits, who is told what, and what becomes of the request.
 
 use crate::world::{ALL, Pair, config, connect, pattern};
+use hw_model::addr::PAGE_SIZE;
 use hw_model::hca::{
-    FaultAccess, FaultKind, FaultOutcome, HcaConfig, PageFault, PathMtu, QpState, SendRequest, Status, Step,
+    FaultAccess, FaultKind, FaultOutcome, FaultScheme, HcaConfig, PageFault, PathMtu, QpState, SendRequest,
+    Status, Step,
 };
 
 const SIZE: u64 = 40_000;
@@ -171,6 +173,7 @@ fn a_full_event_queue_delays_and_loses_nothing() {
             .find(|(local, remote)| match fault.kind {
                 FaultKind::ByWorkRequest => local.key == fault.key,
                 FaultKind::ByRemoteAccess => remote.key == fault.key,
+                FaultKind::ByRange => false,
             })
             .expect("a known key");
         if fault.kind == FaultKind::ByWorkRequest { local } else { remote }.present(0, true);
@@ -278,4 +281,83 @@ fn a_fault_for_a_request_that_was_answered_meanwhile_fails_no_other() {
     pair.run_without_faults();
     let ended: Vec<_> = pair.a.take().iter().map(|completion| (completion.id.0, completion.status)).collect();
     assert_eq!(ended, [(2, Status::Success)], "nothing is wrong with the second");
+}
+
+/// Four queue pairs meet the same missing range: one event, one answer, all go on.
+#[test]
+fn queue_pairs_that_meet_one_range_share_an_event_and_its_answer() {
+    for outcome in [FaultOutcome::Resolved, FaultOutcome::Failed] {
+        let mut pair = Pair::new(HcaConfig { fault_scheme: FaultScheme::ByRange, ..config() });
+        let (local, remote) = (pair.a.region(4 * PAGE_SIZE), pair.b.region(4 * PAGE_SIZE));
+        pair.a.fill(&local, 0, &pattern(1, 4 * PAGE_SIZE));
+        (0..4).for_each(|page| remote.absent(page));
+        let more: Vec<_> = (0..3)
+            .map(|_| {
+                let (qa, qb) = (pair.a.qp(), pair.b.qp());
+                crate::world::connect(&qa, &qb);
+                (qa, qb)
+            })
+            .collect();
+        let sges = [local.sge(0, 4 * PAGE_SIZE as u32)];
+        let request = SendRequest::write(1, &sges, remote.remote(0));
+        for qa in more.iter().map(|(qa, _)| qa).chain([&pair.qa]) {
+            qa.post_send(&request).expect("posted");
+        }
+        pair.settle();
+        let faults: Vec<_> = std::iter::from_fn(|| pair.b.hca.faults().next()).collect();
+        assert_eq!(faults.len(), 1, "one range, one event: {faults:?}");
+        let fault = faults[0];
+        assert_eq!(
+            (fault.kind, fault.key, fault.access),
+            (FaultKind::ByRange, remote.key, FaultAccess::Write)
+        );
+        assert_eq!((fault.address.0, fault.length), (remote.base, 4 * PAGE_SIZE));
+        if outcome == FaultOutcome::Resolved {
+            (0..4).for_each(|page| remote.present(page, true));
+        }
+        pair.b.hca.resume(fault.token, outcome);
+        pair.run_without_faults();
+        let status =
+            if outcome == FaultOutcome::Resolved { Status::Success } else { Status::RemoteAccessError };
+        let ended: Vec<_> = pair.a.take().iter().map(|completion| completion.status).collect();
+        assert_eq!(ended, [status; 4]);
+        let stats = pair.b.hca.stats();
+        assert_eq!((stats.faults_by_range, stats.faults_joined, stats.faults_by_remote_access), (1, 3, 0));
+        // Answered once; a second answer is for nobody.
+        pair.b.hca.resume(fault.token, outcome);
+        pair.run_without_faults();
+    }
+}
+
+/// A range that is being brought in for reading is no answer to one that wants to write, nor to one that reaches further.
+#[test]
+fn an_event_under_way_serves_what_it_covers_and_nothing_else() {
+    let mut pair = Pair::new(HcaConfig { fault_scheme: FaultScheme::ByRange, ..config() });
+    let (local, remote) = (pair.a.region(4 * PAGE_SIZE), pair.b.region(4 * PAGE_SIZE));
+    (0..4).for_each(|page| remote.absent(page));
+    let connections: Vec<_> = (0..3)
+        .map(|_| {
+            let (qa, qb) = (pair.a.qp(), pair.b.qp());
+            crate::world::connect(&qa, &qb);
+            (qa, qb)
+        })
+        .collect();
+    let page = [local.sge(0, PAGE_SIZE as u32)];
+    let two = [local.sge(0, 2 * PAGE_SIZE as u32)];
+    let requests = [
+        SendRequest::read(0, &page, remote.remote(0)),
+        SendRequest::write(1, &page, remote.remote(0)),
+        SendRequest::read(2, &two, remote.remote(0)),
+    ];
+    for ((qa, _), request) in connections.iter().zip(&requests) {
+        qa.post_send(request).expect("posted");
+        pair.settle();
+    }
+    assert_eq!(pair.b.hca.faults().len(), 3);
+    pair.run(|_, fault| {
+        let first = remote.page_of(fault);
+        (first..first + fault.length.div_ceil(PAGE_SIZE)).for_each(|page| remote.present(page, true));
+        FaultOutcome::Resolved
+    });
+    assert!(pair.a.take().iter().all(|completion| completion.status == Status::Success));
 }

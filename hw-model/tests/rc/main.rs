@@ -3,6 +3,7 @@
 mod atomic;
 mod attributes;
 mod burst;
+mod cache;
 mod completion;
 mod device_memory;
 mod epoch;

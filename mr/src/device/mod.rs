@@ -4,21 +4,30 @@
 //! pair or a completion queue keeps its protection domain and its device alive, and dropping the last `Arc` gives it back.
 
 pub mod model;
+mod objects;
 #[cfg(all(feature = "verbs", not(any(loom, shuttle))))]
 pub mod verbs;
+
+pub use objects::{
+    AddressHandle, AsyncEventStream, CompletionChannel, DeviceMemory, KeyHandle, ObjectError, Window,
+};
 
 use crate::dma::LinkError;
 use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
-    Access, Completion, CreateCqError, CreateKeyError, CreateQpError, CreateSrqError, Key, ModifyQpError,
-    Overrun, PdError, PostError, QKey, QpAddress, QpAttributes, QpChange, RecvRequest, SendRequest, Sge,
-    SrqLimitError, Srqn, Transport,
+    Access, AddressVector, AllocDeviceMemoryError, Completion, CreateAhError, CreateChannelError,
+    CreateCqError, CreateKeyError, CreateNullKeyError, CreateQpError, CreateSrqError, DestroyKeyError,
+    DeviceAttributes, Gid, Key, Moderation, ModifyQpError, Notify, Overrun, PdError, PortAttributes,
+    PostError, QKey, QpAddress, QpAttributes, QpChange, RecvRequest, RegisterDeviceMemoryError,
+    ResizeCqError, SendRequest, Sge, SrqLimitError, Srqn, TableError, Transport, WindowKind,
 };
 use hw_model::sync::Arc;
+use hw_model::wire::PKey;
 use odp::fault::{FaultFailure, Want};
 use odp::space::{Rung, UserRange};
 use std::any::Any;
+use std::convert::Infallible;
 use std::time::Duration;
 
 /// An RDMA device.
@@ -37,6 +46,84 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// See [`CreateCqError`].
     fn create_cq(self: Arc<Self>, entries: u32) -> Result<Arc<dyn CompletionQueue>, CreateCqError>;
+
+    /// A new completion queue with events.
+    ///
+    /// # Errors
+    /// See [`CreateCqError`]; [`ObjectError::Foreign`] for a channel of another device.
+    fn create_cq_with(
+        self: Arc<Self>,
+        _options: CqOptions,
+    ) -> Result<Arc<dyn CompletionQueue>, ObjectError<CreateCqError>> {
+        ObjectError::unsupported("completion events")
+    }
+
+    /// A new completion channel.
+    ///
+    /// # Errors
+    /// See [`CreateChannelError`].
+    fn create_channel(
+        self: Arc<Self>,
+    ) -> Result<Arc<dyn CompletionChannel>, ObjectError<CreateChannelError>> {
+        ObjectError::unsupported("completion channels")
+    }
+
+    /// `length` bytes of the device's memory, aligned to 2^`align_shift` bytes.
+    ///
+    /// # Errors
+    /// See [`AllocDeviceMemoryError`].
+    fn alloc_device_memory(
+        self: Arc<Self>,
+        _length: u64,
+        _align_shift: u32,
+    ) -> Result<Arc<dyn DeviceMemory>, ObjectError<AllocDeviceMemoryError>> {
+        ObjectError::unsupported("device memory")
+    }
+
+    /// Its asynchronous events, if it has any.
+    fn async_events(&self) -> Option<&dyn AsyncEventStream> {
+        None
+    }
+
+    /// All that it says of itself, if it does.
+    fn query(&self) -> Option<DeviceAttributes> {
+        None
+    }
+
+    /// What it says of a port.
+    ///
+    /// # Errors
+    /// [`TableError::Port`].
+    fn query_port(&self, _port: u8) -> Result<PortAttributes, ObjectError<TableError>> {
+        ObjectError::unsupported("port attributes")
+    }
+
+    /// An address of a port.
+    ///
+    /// # Errors
+    /// See [`TableError`].
+    fn query_gid(&self, _port: u8, _index: u32) -> Result<Gid, ObjectError<TableError>> {
+        ObjectError::unsupported("table of addresses")
+    }
+
+    /// A partition key of a port.
+    ///
+    /// # Errors
+    /// See [`TableError`].
+    fn query_pkey(&self, _port: u8, _index: u16) -> Result<PKey, ObjectError<TableError>> {
+        ObjectError::unsupported("table of partition keys")
+    }
+}
+
+/// What a completion queue with events is made with.
+#[derive(Clone)]
+pub struct CqOptions {
+    /// Entries.
+    pub entries: u32,
+    /// Where its events go.
+    pub channel: Option<Arc<dyn CompletionChannel>>,
+    /// What the application calls it; its events carry that.
+    pub cookie: u64,
 }
 
 /// What a device is and what it can do.
@@ -106,6 +193,50 @@ pub trait ProtectionDomain: Send + Sync {
         _sges: u32,
     ) -> Result<Arc<dyn SharedReceiveQueue>, CreateSrqError> {
         Err(CreateSrqError::TooMany { max: 0 })
+    }
+
+    /// A new memory window.
+    ///
+    /// # Errors
+    /// See [`CreateKeyError`].
+    fn alloc_window(
+        self: Arc<Self>,
+        _kind: WindowKind,
+    ) -> Result<Arc<dyn Window>, ObjectError<CreateKeyError>> {
+        ObjectError::unsupported("memory windows")
+    }
+
+    /// A new address handle.
+    ///
+    /// # Errors
+    /// See [`CreateAhError`].
+    fn create_ah(
+        self: Arc<Self>,
+        _vector: AddressVector,
+    ) -> Result<Arc<dyn AddressHandle>, ObjectError<CreateAhError>> {
+        ObjectError::unsupported("address handles")
+    }
+
+    /// Registers `length` bytes of device memory from `offset`; their addresses count from 0.
+    ///
+    /// # Errors
+    /// See [`RegisterDeviceMemoryError`].
+    fn register_device_memory(
+        self: Arc<Self>,
+        _memory: Arc<dyn DeviceMemory>,
+        _access: Access,
+        _offset: u64,
+        _length: u64,
+    ) -> Result<Arc<dyn KeyHandle>, ObjectError<RegisterDeviceMemoryError>> {
+        ObjectError::unsupported("device memory")
+    }
+
+    /// A new null key: a local key whose memory reads as zeroes and forgets what is written to it.
+    ///
+    /// # Errors
+    /// See [`CreateNullKeyError`].
+    fn alloc_null(self: Arc<Self>) -> Result<Arc<dyn KeyHandle>, ObjectError<CreateNullKeyError>> {
+        ObjectError::unsupported("null keys")
     }
 }
 
@@ -294,6 +425,14 @@ pub trait Region: Send + Sync {
     fn sealer(&self) -> Option<Arc<dyn Seal>> {
         None
     }
+    /// The same, refused while memory windows are bound to it (IBTA volume 1, 11.2.8.5), which [`Region::deregister`] ends.
+    ///
+    /// # Errors
+    /// [`DestroyKeyError::WindowsBound`].
+    fn try_deregister(&self) -> Result<(), ObjectError<DestroyKeyError>> {
+        self.deregister();
+        Ok(())
+    }
     /// Its counters.
     fn counters(&self) -> CounterValues {
         self.report().counters
@@ -403,6 +542,31 @@ pub trait CompletionQueue: Any + Send + Sync {
     fn poll(&self, out: &mut Vec<Completion>, max: usize) -> Result<usize, Overrun>;
     /// Sleeps until a completion is there or `timeout` is over; whether one is there.
     fn wait(&self, timeout: Duration) -> bool;
+    /// Arms the queue: the next completion that `notify` speaks of is an event of its channel. Whether there may be something
+    /// to poll at this moment, which will be no event: poll once more before sleeping.
+    fn arm(&self, _notify: Notify) -> bool {
+        true
+    }
+    /// Counts events of this queue as dealt with.
+    fn acknowledge_events(&self, _events: u32) {}
+    /// Events of this queue that were taken from its channel and not acknowledged.
+    fn unacknowledged_events(&self) -> u32 {
+        0
+    }
+    /// Changes how many completions it can hold, and keeps those that it holds.
+    ///
+    /// # Errors
+    /// See [`ResizeCqError`].
+    fn resize(&self, _entries: u32) -> Result<(), ObjectError<ResizeCqError>> {
+        ObjectError::unsupported("resizing of completion queues")
+    }
+    /// Has fewer events for more completions.
+    ///
+    /// # Errors
+    /// [`ObjectError::Unsupported`] and no other.
+    fn moderate(&self, _moderation: Moderation) -> Result<(), ObjectError<Infallible>> {
+        ObjectError::unsupported("moderation of completion events")
+    }
 }
 
 /// A shared receive queue: one queue of receives for many queue pairs.

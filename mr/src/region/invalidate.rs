@@ -72,6 +72,10 @@ impl Core {
                 hidden += 1;
             }
         }
+        if hidden > 0 && !forgets_to_flush() {
+            // What the device remembers of them goes in the same step, before the drain (invariant 2).
+            self.list.flush();
+        }
         state.present -= hidden;
         hidden
     }
@@ -121,4 +125,12 @@ impl Core {
         }
         start..end
     }
+}
+
+/// The planted bug.
+fn forgets_to_flush() -> bool {
+    #[cfg(feature = "planted-bugs")]
+    return hw_model::planted::Bug::StaleTranslation.is_planted();
+    #[cfg(not(feature = "planted-bugs"))]
+    false
 }

@@ -50,6 +50,8 @@ pub(super) fn of_index(index: u32) -> Key {
 const KEY_BYTE_BITS: u32 = 8;
 
 pub(in crate::hca) struct KeyTable {
+    /// Changes so far: what a translation cache remembers of before the last is void.
+    generation: AtomicU64,
     words: Box<[AtomicU64]>,
     chunks: Box<[OnceLock<Box<[SlotCell]>>]>,
     pub(super) writer: Mutex<Writer>,
@@ -106,6 +108,7 @@ impl KeyTable {
             bindings: Bindings::default(),
         };
         Self {
+            generation: AtomicU64::new(0),
             words: zeroed_words(words).unwrap_or_else(|| (0..words).map(|_| AtomicU64::new(EMPTY)).collect()),
             chunks: (0..(max as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
             writer: Mutex::new(writer),
@@ -252,6 +255,7 @@ impl KeyTable {
         if let Some((_, Held::Region(Target::Pages(spec)))) = &mut *self.slot(slot).write() {
             std::mem::swap(spec, &mut after);
         }
+        self.flush();
         drop(writer);
         Ok(after)
     }
@@ -259,6 +263,7 @@ impl KeyTable {
     fn remove(&self, writer: &mut Writer, key: Key, slot: u32) -> Option<(Key, Held)> {
         self.withdraw(key);
         let gone = self.slot(slot).write().take();
+        self.flush();
         writer.free.push(slot);
         writer.live -= 1;
         writer.set_aside(key);
@@ -308,7 +313,17 @@ impl KeyTable {
             self.withdraw(before);
             self.publish(after, slot);
         }
+        self.flush();
         result
+    }
+
+    /// Voids what translation caches remember. After the change, so that who sees this sees that.
+    pub(in crate::hca) fn flush(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    pub(in crate::hca) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Runs `use_it` on what `key` covers. Never allocates, never waits for more than a pointer move.

@@ -332,6 +332,7 @@ impl Core {
         match token.side {
             FaultKind::ByWorkRequest => self.requester.answer(token, outcome, context),
             FaultKind::ByRemoteAccess => self.responder.answer(token, outcome),
+            FaultKind::ByRange => unreachable!("told to each of those who wait"),
         }
     }
 

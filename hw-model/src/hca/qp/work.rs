@@ -4,7 +4,7 @@ use super::queue::Shared;
 use crate::addr::RegionAddr;
 use crate::hca::config::PathMtu;
 use crate::hca::device::Device;
-use crate::hca::fault::{FaultAccess, FaultKind, FaultToken, FaultWait, PageFault};
+use crate::hca::fault::{FaultAccess, FaultKind, FaultScheme, FaultToken, FaultWait, PageFault, Posted};
 use crate::hca::key::Access;
 use crate::hca::points;
 use crate::hca::request::Status;
@@ -145,10 +145,15 @@ impl Context<'_> {
         let refused = self.device.points.meet(points::FAULT_EVENT).fails();
         let posted = if refused { None } else { self.device.faults.post(fault).ok() };
         match posted {
-            Some(token) => {
-                match kind {
-                    FaultKind::ByWorkRequest => self.counters.faults_by_work_request.add(1),
-                    FaultKind::ByRemoteAccess => self.counters.faults_by_remote_access.add(1),
+            Some(Posted::Joined(token)) => {
+                self.counters.faults_joined.add(1);
+                FaultWait::Asked(token)
+            }
+            Some(Posted::Event(token)) => {
+                match (self.device.config.fault_scheme, kind) {
+                    (FaultScheme::ByRange, _) => self.counters.faults_by_range.add(1),
+                    (_, FaultKind::ByWorkRequest) => self.counters.faults_by_work_request.add(1),
+                    (_, _) => self.counters.faults_by_remote_access.add(1),
                 }
                 FaultWait::Asked(token)
             }

@@ -196,14 +196,16 @@ impl FaultJob {
 /// What rules of a fault plan can ask about an event.
 fn subject(event: &PageFault) -> Subject {
     let direction = match event.kind {
-        FaultKind::ByWorkRequest => Direction::Send,
-        FaultKind::ByRemoteAccess => Direction::Receive,
+        FaultKind::ByWorkRequest => Some(Direction::Send),
+        FaultKind::ByRemoteAccess => Some(Direction::Receive),
+        // Of any number of queue pairs, of both sides.
+        FaultKind::ByRange => None,
     };
     Subject {
         key: Some(event.key),
         qpn: Some(event.qpn),
         memory: Some((event.address.0, event.length)),
-        direction: Some(direction),
+        direction,
         ..Subject::default()
     }
 }

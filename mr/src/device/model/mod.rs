@@ -2,6 +2,7 @@
 
 mod advise;
 mod faults;
+mod handles;
 mod implicit;
 mod objects;
 mod prefetch;
@@ -10,25 +11,34 @@ mod stepping;
 mod target;
 
 pub use faults::FaultJob;
+pub use handles::{
+    ModelAh, ModelChannel, ModelDeviceMemory, ModelDeviceRegion, ModelNullRegion, ModelWindow,
+};
 pub use implicit::{ImplicitRegion, ImplicitTeardown};
 pub use objects::{ModelCq, ModelPd, ModelQp, ModelSrq};
 pub use prefetch::{FaultPolicy, PrefetchJob, PrefetchStats};
 pub use region::ModelRegion;
 pub use stepping::{Advice, Registration};
 
-use super::{Attributes, CompletionQueue, Device, ProtectionDomain};
+use super::{
+    AsyncEventStream, Attributes, CompletionChannel, CompletionQueue, CqOptions, Device, DeviceMemory,
+    ObjectError, ProtectionDomain,
+};
 use crate::dma::{DmaConfig, DmaDevice};
 use faults::FaultService;
 use hashbrown::HashMap;
 use hw_model::addr::Iova;
 use hw_model::bus::DmaPort;
 use hw_model::hca::{
-    CreateCqError, CreateKeyError, EngineThreads, Hca, HcaConfig, ImplicitKeySpec, Key, KeySpec, NewHcaError,
-    PdError,
+    AllocDeviceMemoryError, CqSpec, CreateChannelError, CreateCqError, CreateKeyError, DestroyKeyError,
+    DeviceAttributes, EngineThreads, Gid, Hca, HcaConfig, ImplicitKeySpec, Key, KeySpec, NewHcaError,
+    PdError, PortAttributes, TableError,
 };
 use hw_model::link::Link;
 use hw_model::sync::{Arc, Mutex, RwLock};
+use hw_model::wire::PKey;
 use prefetch::{PrefetchService, Prefetcher};
+use std::any::Any;
 use target::{Backed, FaultTarget};
 
 /// What a modelled device is built with.
@@ -173,14 +183,18 @@ impl ModelDevice {
     }
 
     /// Takes a key back. Bursts that begin later do not find it.
-    fn withdraw_key(&self, key: Key) {
+    fn withdraw_key(
+        &self,
+        key: Key,
+        take: impl FnOnce(&Hca) -> Result<(), DestroyKeyError>,
+    ) -> Result<(), DestroyKeyError> {
         // Held over both: a key that is given out again at once keeps its own region.
         let mut targets = self.targets.write();
-        let known = self.hca.revoke_key(key);
+        take(&self.hca)?;
         let target = targets.remove(&key);
         drop(targets);
-        debug_assert!(known.is_ok(), "a region's key is destroyed once, by the region");
         drop(target);
+        Ok(())
     }
 
     /// As [`ModelDevice::publish_key`].
@@ -234,7 +248,54 @@ impl Device for ModelDevice {
         Ok(ModelPd::new(self)?)
     }
     fn create_cq(self: Arc<Self>, entries: u32) -> Result<Arc<dyn CompletionQueue>, CreateCqError> {
-        Ok(ModelCq::new(self, entries)?)
+        let spec = CqSpec { entries, channel: None, cookie: 0 };
+        Ok(ModelCq::new(self, &spec)?)
+    }
+    fn create_cq_with(
+        self: Arc<Self>,
+        options: CqOptions,
+    ) -> Result<Arc<dyn CompletionQueue>, ObjectError<CreateCqError>> {
+        let CqOptions { entries, channel, cookie } = options;
+        let channel = match channel {
+            None => None,
+            Some(channel) => {
+                let channel: Arc<dyn Any + Send + Sync> = channel;
+                let channel = channel.downcast::<ModelChannel>();
+                let channel = channel.map_err(|_| ObjectError::Foreign { object: "completion channel" })?;
+                Some(Arc::clone(&channel.channel))
+            }
+        };
+        Ok(ModelCq::new(self, &CqSpec { entries, channel, cookie })?)
+    }
+    fn create_channel(
+        self: Arc<Self>,
+    ) -> Result<Arc<dyn CompletionChannel>, ObjectError<CreateChannelError>> {
+        let channel = self.hca.create_channel()?;
+        Ok(Arc::new(ModelChannel { channel, _device: self }))
+    }
+    fn alloc_device_memory(
+        self: Arc<Self>,
+        length: u64,
+        align_shift: u32,
+    ) -> Result<Arc<dyn DeviceMemory>, ObjectError<AllocDeviceMemoryError>> {
+        let memory = self.hca.alloc_device_memory(length, align_shift)?;
+        Ok(Arc::new(ModelDeviceMemory { memory, device: self }))
+    }
+    fn async_events(&self) -> Option<&dyn AsyncEventStream> {
+        Some(self.hca.events())
+    }
+    fn query(&self) -> Option<DeviceAttributes> {
+        let said = self.hca.attributes();
+        Some(DeviceAttributes { max_region: self.dma.max_region(), ..said })
+    }
+    fn query_port(&self, port: u8) -> Result<PortAttributes, ObjectError<TableError>> {
+        Ok(self.hca.port_attributes(port)?)
+    }
+    fn query_gid(&self, port: u8, index: u32) -> Result<Gid, ObjectError<TableError>> {
+        Ok(self.hca.query_gid(port, index)?)
+    }
+    fn query_pkey(&self, port: u8, index: u16) -> Result<PKey, ObjectError<TableError>> {
+        Ok(self.hca.query_pkey(port, index)?)
     }
 }
 

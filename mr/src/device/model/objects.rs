@@ -1,20 +1,26 @@
 //! Protection domains, completion queues and queue pairs of the modelled HCA.
 
-use super::{ImplicitRegion, ModelDevice, ModelRegion, advise};
+use super::{
+    ImplicitRegion, ModelAh, ModelDevice, ModelDeviceRegion, ModelNullRegion, ModelRegion, ModelWindow,
+    advise,
+};
 use crate::device::{
-    AdviseError, CompletionQueue, Flush, ProtectionDomain, QpError, QpOptions, QueuePair, Region,
-    RegisterError, RegisterOptions, SharedReceiveQueue,
+    AddressHandle, AdviseError, CompletionQueue, DeviceMemory, Flush, KeyHandle, ObjectError,
+    ProtectionDomain, QpError, QpOptions, QueuePair, Region, RegisterError, RegisterOptions,
+    SharedReceiveQueue, Window,
 };
 use crate::region::Mode;
 use hw_model::hca::{
-    self, Completion, CreateCqError, CreateSrqError, ModifyQpError, Overrun, Pd, PdError, PostError, QKey,
-    QpAddress, QpAttributes, QpChange, QpSpec, RecvRequest, SendRequest, Sge, SrqLimitError, SrqSpec, Srqn,
-    Transport,
+    self, Access, AddressVector, Completion, CqSpec, CreateAhError, CreateCqError, CreateKeyError,
+    CreateNullKeyError, CreateSrqError, Moderation, ModifyQpError, Notify, Overrun, Pd, PdError, PostError,
+    QKey, QpAddress, QpAttributes, QpChange, QpSpec, RecvRequest, RegisterDeviceMemoryError, ResizeCqError,
+    SendRequest, Sge, SrqLimitError, SrqSpec, Srqn, Transport, WindowKind,
 };
 use hw_model::sync::Arc;
 use odp::fault::Want;
 use odp::space::UserRange;
 use std::any::Any;
+use std::convert::Infallible;
 use std::time::Duration;
 
 /// A protection domain. Given back when the last object in it is gone.
@@ -124,6 +130,34 @@ impl ProtectionDomain for ModelPd {
         let queue = self.device.hca().create_srq(&spec)?;
         Ok(Arc::new(ModelSrq { queue, _pd: self }))
     }
+
+    fn alloc_window(
+        self: Arc<Self>,
+        kind: WindowKind,
+    ) -> Result<Arc<dyn Window>, ObjectError<CreateKeyError>> {
+        Ok(ModelWindow::new(self, kind)?)
+    }
+
+    fn create_ah(
+        self: Arc<Self>,
+        vector: AddressVector,
+    ) -> Result<Arc<dyn AddressHandle>, ObjectError<CreateAhError>> {
+        Ok(ModelAh::new(self, vector)?)
+    }
+
+    fn register_device_memory(
+        self: Arc<Self>,
+        memory: Arc<dyn DeviceMemory>,
+        access: Access,
+        offset: u64,
+        length: u64,
+    ) -> Result<Arc<dyn KeyHandle>, ObjectError<RegisterDeviceMemoryError>> {
+        Ok(ModelDeviceRegion::new(self, memory, access, (offset, length))?)
+    }
+
+    fn alloc_null(self: Arc<Self>) -> Result<Arc<dyn KeyHandle>, ObjectError<CreateNullKeyError>> {
+        Ok(ModelNullRegion::new(self)?)
+    }
 }
 
 impl Drop for ModelPd {
@@ -141,8 +175,8 @@ pub struct ModelCq {
 }
 
 impl ModelCq {
-    pub(super) fn new(device: Arc<ModelDevice>, entries: u32) -> Result<Arc<Self>, CreateCqError> {
-        let queue = device.hca().create_cq(entries)?;
+    pub(super) fn new(device: Arc<ModelDevice>, spec: &CqSpec) -> Result<Arc<Self>, CreateCqError> {
+        let queue = device.hca().create_cq_with(spec)?;
         Ok(Arc::new(Self { queue, _device: device }))
     }
 }
@@ -153,6 +187,22 @@ impl CompletionQueue for ModelCq {
     }
     fn wait(&self, timeout: Duration) -> bool {
         self.queue.wait(timeout)
+    }
+    fn arm(&self, notify: Notify) -> bool {
+        self.queue.arm(notify)
+    }
+    fn acknowledge_events(&self, events: u32) {
+        self.queue.acknowledge_events(events);
+    }
+    fn unacknowledged_events(&self) -> u32 {
+        self.queue.unacknowledged_events()
+    }
+    fn resize(&self, entries: u32) -> Result<(), ObjectError<ResizeCqError>> {
+        Ok(self.queue.resize(entries)?)
+    }
+    fn moderate(&self, moderation: Moderation) -> Result<(), ObjectError<Infallible>> {
+        self.queue.moderate(moderation);
+        Ok(())
     }
 }
 

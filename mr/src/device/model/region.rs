@@ -4,13 +4,13 @@ use super::ModelPd;
 use super::prefetch::Origin;
 use super::stepping::Advice;
 use super::target::{Backed, FaultTarget};
-use crate::device::{AdviseError, Region, RegisterError, RegisterOptions, Seal, SyncError};
+use crate::device::{AdviseError, ObjectError, Region, RegisterError, RegisterOptions, Seal, SyncError};
 use crate::dma::{LinkError, Mapping};
 use crate::points;
 use crate::region::counters::add;
 use crate::region::{Bringing, Core, MapRun, Mapped, Mode, PublishError, RegionReport, Teardown};
 use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
-use hw_model::hca::{Access, CreateKeyError, Key, KeySpec};
+use hw_model::hca::{Access, CreateKeyError, DestroyKeyError, Key, KeySpec};
 use hw_model::sync::{Arc, Mutex};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Sequence;
@@ -105,16 +105,33 @@ impl ModelRegion {
     /// Starts to take the region down: its key is gone when this returns, its memory once what it gives has been polled
     /// to the end. `None` if that has been done. For stepping; others call [`Region::deregister`].
     pub fn begin_deregister(&self) -> Option<Teardown> {
-        self.begin_teardown(&mut self.mapped.lock())
+        self.begin_teardown(&mut self.mapped.lock(), true).unwrap_or(None)
     }
 
-    fn begin_teardown(&self, mapped: &mut Option<Mapped>) -> Option<Teardown> {
-        let mapped = mapped.take()?;
+    /// `revoke`: with the windows that are bound to it, which refuse it otherwise.
+    fn begin_teardown(
+        &self,
+        slot: &mut Option<Mapped>,
+        revoke: bool,
+    ) -> Result<Option<Teardown>, DestroyKeyError> {
+        let Some(mapped) = slot.take() else { return Ok(None) };
         let device = self.pd.device();
-        device.withdraw_key(self.key);
+        let gone = device.withdraw_key(self.key, |hca| {
+            if revoke {
+                hca.revoke_key(self.key)?
+            } else {
+                hca.destroy_key(self.key)?
+            };
+            Ok(())
+        });
+        if let Err(error) = gone {
+            debug_assert!(!revoke, "a region's key is destroyed once, by the region");
+            *slot = Some(mapped);
+            return Err(error);
+        }
         // Nothing to fail: it only lets a test in.
         let _ = device.dma().points().meet(points::DEREGISTER);
-        Some(Teardown::begin(mapped))
+        Ok(Some(Teardown::begin(mapped)))
     }
 
     fn sync(
@@ -214,9 +231,16 @@ impl Region for ModelRegion {
     fn deregister(&self) {
         // Held to the end: who comes second waits for the promise as well.
         let mut mapped = self.mapped.lock();
-        if let Some(teardown) = self.begin_teardown(&mut mapped) {
+        if let Ok(Some(teardown)) = self.begin_teardown(&mut mapped, true) {
             teardown.wait();
         }
+    }
+    fn try_deregister(&self) -> Result<(), ObjectError<DestroyKeyError>> {
+        let mut mapped = self.mapped.lock();
+        if let Some(teardown) = self.begin_teardown(&mut mapped, false)? {
+            teardown.wait();
+        }
+        Ok(())
     }
 }
 
