@@ -7,8 +7,9 @@
 use super::config::{Limits, PathMtu};
 use super::device::Hca;
 use super::qp::Transport;
-use crate::addr::PAGE_SIZE;
-use crate::wire::{Gid, PKey};
+use super::request::{Operation, Remote};
+use crate::addr::{PAGE_SIZE, RegionAddr};
+use crate::wire::{Feth, Gid, Key, PKey, Placement, Selectivity};
 
 bitflags::bitflags! {
     /// What a device can do (11.2.1.2).
@@ -266,15 +267,35 @@ fn check_port(port: u8) -> Result<(), TableError> {
 
 /// What each service can do, and so what of it can be on demand: the engines know no other memory.
 fn operations() -> OnDemandCapabilities {
-    let one_sided = OnDemandOperations::WRITE | OnDemandOperations::READ;
+    let one = of_service;
     OnDemandCapabilities {
         explicit: true,
         implicit: false,
-        rc: one_sided,
-        uc: OnDemandOperations::empty(),
-        ud: OnDemandOperations::empty(),
-        xrc: OnDemandOperations::empty(),
+        rc: one(Transport::ReliableConnection) | OnDemandOperations::SHARED_RECEIVE,
+        uc: one(Transport::UnreliableConnection),
+        ud: one(Transport::UnreliableDatagram) | OnDemandOperations::SHARED_RECEIVE,
+        xrc: one(Transport::ExtendedInitiator) | OnDemandOperations::SHARED_RECEIVE,
     }
+}
+
+fn of_service(service: Transport) -> OnDemandOperations {
+    let remote = Remote { key: Key(0), address: RegionAddr(0) };
+    let flush = Operation::Flush {
+        remote,
+        length: 0,
+        how: Feth { placement: Placement::GLOBAL, selectivity: Selectivity::Range },
+    };
+    let all = [
+        (Operation::Send, OnDemandOperations::SEND),
+        (Operation::Write(remote), OnDemandOperations::WRITE),
+        (Operation::Read(remote), OnDemandOperations::READ),
+        (Operation::FetchAdd { remote, add: 0 }, OnDemandOperations::ATOMIC),
+        (Operation::AtomicWrite(remote), OnDemandOperations::ATOMIC_WRITE),
+        (flush, OnDemandOperations::FLUSH),
+    ];
+    let has = all.into_iter().filter(|(operation, _)| service.has(operation)).map(|(_, flag)| flag);
+    let receive = if service.receives() { OnDemandOperations::RECEIVE } else { OnDemandOperations::empty() };
+    has.fold(receive, OnDemandOperations::union)
 }
 
 impl Hca {
@@ -284,7 +305,7 @@ impl Hca {
         let config = self.config();
         let guid = self.gid().0 as u64;
         let on_demand = operations();
-        let capabilities = Capabilities::PORT_ACTIVE_EVENT
+        let mut capabilities = Capabilities::PORT_ACTIVE_EVENT
             | Capabilities::SYSTEM_IMAGE_GUID
             | Capabilities::RNR_NAK
             | Capabilities::WINDOWS_TYPE_1
@@ -292,6 +313,10 @@ impl Hca {
             | Capabilities::MEMORY_MANAGEMENT
             | Capabilities::ON_DEMAND;
         let atomic = on_demand.rc.contains(OnDemandOperations::ATOMIC);
+        capabilities.set(Capabilities::ATOMIC_WRITE, on_demand.rc.contains(OnDemandOperations::ATOMIC_WRITE));
+        capabilities.set(Capabilities::FLUSH_GLOBAL, on_demand.rc.contains(OnDemandOperations::FLUSH));
+        let extended = on_demand.xrc.contains(OnDemandOperations::SEND);
+        capabilities.set(Capabilities::EXTENDED_CONNECTIONS, extended);
         DeviceAttributes {
             firmware: env!("CARGO_PKG_VERSION"),
             node_guid: guid,

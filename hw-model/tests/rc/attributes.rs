@@ -89,6 +89,11 @@ fn a_device_claims_on_demand_what_its_engines_do() {
     assert!(said.capabilities.contains(Capabilities::ON_DEMAND) && said.on_demand.explicit);
     let one_sided = OnDemandOperations::WRITE | OnDemandOperations::READ;
     assert!(said.on_demand.rc.contains(one_sided));
+    // A datagram is sent and received, and nothing else; and no unreliable service reads.
+    let datagrams =
+        OnDemandOperations::SEND | OnDemandOperations::RECEIVE | OnDemandOperations::SHARED_RECEIVE;
+    assert_eq!(said.on_demand.ud, datagrams);
+    assert!(!said.on_demand.uc.intersects(OnDemandOperations::READ | OnDemandOperations::ATOMIC));
     assert_eq!(said.page_sizes & 0xfff, 0, "no page smaller than 4 KiB");
     assert_eq!(said.page_sizes & 0x1000, 0x1000);
     assert_eq!(said.node_guid, host.hca.gid().0 as u64);
