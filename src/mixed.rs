@@ -102,7 +102,8 @@ impl MixedMemory {
                 self.advise(part, Advice::LinuxHugepage)?;
             }
             Kind::Untouched => {
-                self.map_anonymous(part, anonymous)?;
+                // As much address space as anybody wants: nobody has promised to touch it.
+                self.map_anonymous(part, anonymous | MapFlags::NORESERVE)?;
                 self.advise(part, Advice::LinuxNoHugepage)?;
             }
             Kind::Hugetlb => self.map_anonymous(part, anonymous | MapFlags::HUGETLB)?,

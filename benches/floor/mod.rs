@@ -1,11 +1,9 @@
-//! What registration is held against: the least that the kernel can be asked to do for the same range, and the price of a
-//! real pin.
+//! What registration and faults are held against: the least that the kernel can be asked to do for the same range.
 //!
 //! Unsafe island. Invariant: the calls here read memory of the range, or fault it in, and change no byte of it.
 #![allow(unsafe_code)]
 
 use hw_model::addr::VirtRange;
-use io_uring::IoUring;
 use rustix::mm::Advice;
 use std::ffi::c_void;
 use std::fs::File;
@@ -85,26 +83,5 @@ impl Floor {
             argument.start = argument.walk_end;
         }
         Some(runs)
-    }
-}
-
-/// Real pins: io_uring registered buffers.
-pub struct RealPin(IoUring);
-
-impl RealPin {
-    /// `None` where io_uring is refused.
-    pub fn new() -> Option<Self> {
-        IoUring::new(2).ok().map(Self)
-    }
-
-    /// Pins and unpins the range; `false` if the kernel refuses (RLIMIT_MEMLOCK, mostly).
-    pub fn pin(&self, range: VirtRange) -> bool {
-        let buffer = libc::iovec { iov_base: range.start().0 as *mut c_void, iov_len: range.len() as usize };
-        // SAFETY: the range stays mapped until it is unregistered two lines on, and no request uses the buffer.
-        let pinned = unsafe { self.0.submitter().register_buffers(&[buffer]) }.is_ok();
-        if pinned {
-            self.0.submitter().unregister_buffers().expect("what was registered can be unregistered");
-        }
-        pinned
     }
 }

@@ -15,7 +15,9 @@ mod region;
 pub mod rw;
 
 pub use cache::{Cache, CacheConfig, Lease};
-pub use device::{CompletionQueue, Device, Flush, ProtectionDomain, QueuePair, Region, RegisterOptions};
+pub use device::{
+    CompletionQueue, Device, Flush, ProtectionDomain, QueuePair, Region, RegisterOptions, Rereg,
+};
 pub use region::{
     CounterValues, MapEntry, MapRegionError, MapRun, Mode, PublishError, RegionReport, Teardown,
 };

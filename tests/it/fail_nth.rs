@@ -11,7 +11,7 @@ use hw_model::hca::{
     IndirectTarget, Pd, QpSpec, SendRequest, Sge, Status,
 };
 use hw_model::sync::Arc;
-use mr::{Cache, CacheConfig, Device, Flush, RegisterOptions};
+use mr::{Cache, CacheConfig, Device, Flush, RegisterOptions, Rereg};
 use odp::fault::Want;
 use odp::space::process::{Options, ProcessSpace};
 use odp::space::{Access, AddressSpace, UserRange};
@@ -203,6 +203,25 @@ fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row>
             let lease = cache.get(&stand.present, Rights::REMOTE_READ).map_err(|error| words(&error))?;
             Ok(Box::new((lease, cache)) as Made)
         });
+        for (name, options) in [
+            ("rereg to other memory, on demand", RegisterOptions::on_demand()),
+            ("rereg to other memory, pinned", RegisterOptions::pinned()),
+        ] {
+            let half =
+                |n| stand.present.part(n * page_bytes(PAGES / 2), page_bytes(PAGES / 2)).expect("in it");
+            run(name, &mut || {
+                let region = Arc::clone(&stand.bed.near.pd).register(&half(0), options);
+                let region = region.map_err(|error| words(&error))?;
+                let before = (region.address(), region.len(), region.raw_entries());
+                let changed = region.rereg(Rereg { memory: Some((half(1), None)), ..Rereg::default() });
+                if changed.is_err() {
+                    let after = (region.address(), region.len(), region.raw_entries());
+                    assert!(before == after, "a change that failed changed something");
+                }
+                changed.map_err(|error| words(&error))?;
+                Ok(Box::new(region) as Made)
+            });
+        }
         run("register, implicit, and fault a part in", &mut || {
             let options = RegisterOptions::implicit();
             let region = Arc::clone(&stand.bed.near.pd).register(&stand.present, options);

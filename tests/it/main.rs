@@ -17,4 +17,5 @@ mod overlay;
 mod policies;
 mod races;
 mod remapped;
+mod rereg;
 mod smoke;

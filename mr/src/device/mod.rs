@@ -20,7 +20,7 @@ use hw_model::hca::{
     CreateCqError, CreateKeyError, CreateNullKeyError, CreateQpError, CreateSrqError, DestroyKeyError,
     DeviceAttributes, Gid, Key, Moderation, ModifyQpError, Notify, Overrun, PdError, PortAttributes,
     PostError, QKey, QpAddress, QpAttributes, QpChange, RecvRequest, RegisterDeviceMemoryError,
-    ResizeCqError, SendRequest, Sge, SrqLimitError, Srqn, TableError, Transport, WindowKind,
+    ReregKeyError, ResizeCqError, SendRequest, Sge, SrqLimitError, Srqn, TableError, Transport, WindowKind,
 };
 use hw_model::sync::Arc;
 use hw_model::wire::PKey;
@@ -140,7 +140,7 @@ pub struct Attributes {
 }
 
 /// What may be used together.
-pub trait ProtectionDomain: Send + Sync {
+pub trait ProtectionDomain: Any + Send + Sync {
     /// Registers `memory` as one region with one key.
     ///
     /// # Errors
@@ -417,6 +417,14 @@ pub trait Region: Send + Sync {
     fn raw_entries(&self) -> Option<Vec<u64>>;
     /// What its address space promises about changes of its memory.
     fn rung(&self) -> Rung;
+    /// Changes its rights, its domain or its memory; the key stays. When this returns, nothing is under way that began as it
+    /// was before.
+    ///
+    /// # Errors
+    /// See [`ReregError`]. The region is as it was then.
+    fn rereg(&self, _change: Rereg) -> Result<(), ReregError> {
+        Err(ReregError::Unsupported)
+    }
     /// Ends it now rather than when the last `Arc` goes. When this returns, its key reaches nothing and the device does
     /// not touch its memory any more. Always succeeds; a second call does nothing.
     fn deregister(&self);
@@ -448,6 +456,40 @@ pub trait Seal: Send + Sync {
     /// The same without waiting even for a lock: `false` if it is taken, and nothing is sealed then.
     #[must_use]
     fn try_seal(&self) -> bool;
+}
+
+/// What of a region changes (ibv_rereg_mr(3)). What is `None` stays.
+#[derive(Clone, Default)]
+pub struct Rereg {
+    /// Who may do what.
+    pub access: Option<Access>,
+    /// Another domain of the same device.
+    pub pd: Option<Arc<dyn ProtectionDomain>>,
+    /// Other memory, and the address of its first byte as peers name it. `None` is its virtual address.
+    pub memory: Option<(UserRange, Option<RegionAddr>)>,
+}
+
+/// Why a region was not changed. It is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReregError {
+    /// It was deregistered.
+    #[error("the region was deregistered")]
+    Deregistered,
+    /// The domain is another device's.
+    #[error("the protection domain belongs to another device")]
+    ForeignPd,
+    /// It is being changed already, by another thread.
+    #[error("the region is being reregistered by another call")]
+    UnderWay,
+    /// The device, or the region's kind, has no such verb: implicit regions cover what there is.
+    #[error("a region of this kind is not reregistered on this device")]
+    Unsupported,
+    /// The memory could not be mapped for the device.
+    #[error(transparent)]
+    Map(#[from] MapRegionError),
+    /// The device did not change the key.
+    #[error(transparent)]
+    Key(#[from] ReregKeyError),
 }
 
 /// Why advice was refused (ibv_advise_mr(3)).

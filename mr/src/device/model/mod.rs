@@ -7,6 +7,7 @@ mod implicit;
 mod objects;
 mod prefetch;
 mod region;
+mod rereg;
 mod stepping;
 mod target;
 
@@ -18,6 +19,7 @@ pub use implicit::{ImplicitRegion, ImplicitTeardown};
 pub use objects::{ModelCq, ModelPd, ModelQp, ModelSrq};
 pub use prefetch::{FaultPolicy, PrefetchJob, PrefetchStats};
 pub use region::ModelRegion;
+pub use rereg::Reregistration;
 pub use stepping::{Advice, Registration};
 
 use super::{
@@ -31,8 +33,8 @@ use hw_model::addr::Iova;
 use hw_model::bus::DmaPort;
 use hw_model::hca::{
     AllocDeviceMemoryError, CqSpec, CreateChannelError, CreateCqError, CreateKeyError, DestroyKeyError,
-    DeviceAttributes, EngineThreads, Gid, Hca, HcaConfig, ImplicitKeySpec, Key, KeySpec, NewHcaError,
-    PdError, PortAttributes, TableError,
+    DeviceAttributes, EngineThreads, Gid, Hca, HcaConfig, ImplicitKeySpec, Key, KeyChange, KeySpec,
+    NewHcaError, PdError, PortAttributes, ReregKeyError, TableError,
 };
 use hw_model::link::Link;
 use hw_model::sync::{Arc, Mutex, RwLock};
@@ -194,6 +196,17 @@ impl ModelDevice {
         let target = targets.remove(&key);
         drop(targets);
         drop(target);
+        Ok(())
+    }
+
+    /// Changes the key of a region, and what the fault handler finds under it.
+    fn change_key(&self, key: Key, change: KeyChange, target: FaultTarget) -> Result<(), ReregKeyError> {
+        // Held over both, so that an event about the key finds what the key is.
+        let mut targets = self.targets.write();
+        self.hca.rereg_key(key, change)?;
+        let before = targets.insert(key, target);
+        drop(targets);
+        drop(before);
         Ok(())
     }
 

@@ -1,17 +1,20 @@
 //! A region on the modelled HCA.
 
-use super::ModelPd;
 use super::prefetch::Origin;
 use super::stepping::Advice;
 use super::target::{Backed, FaultTarget};
-use crate::device::{AdviseError, ObjectError, Region, RegisterError, RegisterOptions, Seal, SyncError};
+use super::{ModelDevice, ModelPd};
+use crate::device::{
+    AdviseError, ObjectError, Region, RegisterError, RegisterOptions, Rereg, ReregError, Seal, SyncError,
+};
 use crate::dma::{LinkError, Mapping};
 use crate::points;
 use crate::region::counters::add;
 use crate::region::{Bringing, Core, MapRun, Mapped, Mode, PublishError, RegionReport, Teardown};
 use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Access, CreateKeyError, DestroyKeyError, Key, KeySpec};
-use hw_model::sync::{Arc, Mutex};
+use hw_model::sync::atomic::AtomicBool;
+use hw_model::sync::{Arc, Mutex, RwLock, Weak};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Sequence;
 use odp::space::{Access as PageAccess, Rung, UserRange};
@@ -21,21 +24,68 @@ const SYNC_STEP: u64 = 256 << 10;
 
 /// A region on the modelled HCA. Dropping it deregisters it.
 pub struct ModelRegion {
-    pd: Arc<ModelPd>,
-    key: Key,
-    address: RegionAddr,
-    access: Access,
-    /// Keeps the memory mapped, where the range owns it.
-    memory: UserRange,
-    core: Arc<Core>,
-    sequence: Arc<Sequence>,
+    pub(super) device: Arc<ModelDevice>,
+    pub(super) key: Key,
+    now: RwLock<Now>,
+    /// It is being reregistered.
+    pub(super) changing: AtomicBool,
     /// Taken by deregistration.
-    mapped: Mutex<Option<Mapped>>,
+    pub(super) mapped: Mutex<Option<Mapped>>,
+    /// For reregistration, which holds the region.
+    me: Weak<Self>,
+}
+
+/// What a region is at the moment: all that reregistration may change.
+#[derive(Clone)]
+pub(super) struct Now {
+    pub(super) pd: Arc<ModelPd>,
+    pub(super) address: RegionAddr,
+    pub(super) access: Access,
+    /// Keeps the memory mapped, where the range owns it.
+    pub(super) memory: UserRange,
+    pub(super) core: Arc<Core>,
+    pub(super) sequence: Arc<Sequence>,
+}
+
+impl Now {
+    /// For the fault handler.
+    pub(super) fn target(&self) -> FaultTarget {
+        FaultTarget {
+            memory: Backed::Explicit(Arc::clone(&self.core), Arc::clone(&self.sequence)),
+            range: self.memory.range(),
+            address: self.address,
+            pd: self.pd.handle(),
+        }
+    }
+
+    /// The pages of `[offset, offset + len)`, if they are in the region.
+    fn pages_of(&self, offset: u64, len: u64) -> Result<VirtRange, AdviseError> {
+        let region = self.memory.range().len();
+        let part = self.memory.part(offset, len).ok_or(AdviseError::OutOfRange { offset, len, region })?;
+        Ok(part.range().page_aligned())
+    }
+
+    /// The same, if advice to bring them in so can be taken.
+    fn advised(&self, offset: u64, len: u64, want: Want) -> Result<VirtRange, AdviseError> {
+        let pages = self.pages_of(offset, len)?;
+        if self.core.state.lock().closing {
+            return Err(AdviseError::Deregistered);
+        }
+        if want == Want::Fault(PageAccess::Write) && !self.core.writable {
+            return Err(AdviseError::NotWritable);
+        }
+        Ok(pages)
+    }
 }
 
 /// Whether any right of `options` writes memory.
 pub(super) fn writes(options: &RegisterOptions) -> bool {
-    options.access.intersects(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
+    writing(options.access)
+}
+
+/// Whether any right of `access` writes memory.
+pub(super) fn writing(access: Access) -> bool {
+    access.intersects(Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
 }
 
 impl ModelRegion {
@@ -71,23 +121,36 @@ impl ModelRegion {
             first_page_offset: start.page_offset(),
             pages: Arc::clone(&mapped.core.list),
         };
-        let core = Arc::clone(&mapped.core);
-        let sequence = mapped.interval.sequence();
-        let target = FaultTarget {
-            memory: Backed::Explicit(Arc::clone(&core), Arc::clone(&sequence)),
-            range: memory.range(),
+        let now = Now {
+            pd: Arc::clone(pd),
             address,
-            pd: pd.handle(),
+            access: options.access,
+            memory: memory.clone(),
+            core: Arc::clone(&mapped.core),
+            sequence: mapped.interval.sequence(),
         };
-        match pd.device().publish_key(spec, target) {
-            Ok(key) => {
-                let (pd, memory) = (Arc::clone(pd), memory.clone());
-                let mapped = Mutex::new(Some(mapped));
-                let access = options.access;
-                Ok(Arc::new(Self { pd, key, address, access, memory, core, sequence, mapped }))
-            }
+        match pd.device().publish_key(spec, now.target()) {
+            Ok(key) => Ok(Arc::new_cyclic(|me| Self {
+                device: Arc::clone(pd.device()),
+                key,
+                now: RwLock::new(now),
+                changing: AtomicBool::new(false),
+                mapped: Mutex::new(Some(mapped)),
+                me: Weak::clone(me),
+            })),
             Err(error) => Err((error, Box::new(mapped))),
         }
+    }
+
+    /// What it is at the moment.
+    pub(super) fn now(&self) -> Now {
+        self.now.read().clone()
+    }
+
+    /// What it was is dropped outside the lock: the last hold on a domain or on memory may go with it.
+    pub(super) fn become_next(&self, next: Now) {
+        let before = std::mem::replace(&mut *self.now.write(), next);
+        drop(before);
     }
 
     /// Starts to bring pages in as [`Region::advise`] does. For stepping.
@@ -95,11 +158,9 @@ impl ModelRegion {
     /// # Errors
     /// See [`AdviseError`].
     pub fn begin_advise(&self, offset: u64, len: u64, want: Want) -> Result<Advice, AdviseError> {
-        let pages = self.pages_of(offset, len)?;
-        if want == Want::Fault(PageAccess::Write) && !self.core.writable {
-            return Err(AdviseError::NotWritable);
-        }
-        Ok(Advice::new(Bringing::new(&self.core, Arc::clone(&self.sequence), pages, want)))
+        let now = self.now();
+        let pages = now.advised(offset, len, want)?;
+        Ok(Advice::new(Bringing::new(&now.core, now.sequence, pages, want)))
     }
 
     /// Starts to take the region down: its key is gone when this returns, its memory once what it gives has been polled
@@ -115,7 +176,7 @@ impl ModelRegion {
         revoke: bool,
     ) -> Result<Option<Teardown>, DestroyKeyError> {
         let Some(mapped) = slot.take() else { return Ok(None) };
-        let device = self.pd.device();
+        let device = &self.device;
         let gone = device.withdraw_key(self.key, |hca| {
             if revoke {
                 hca.revoke_key(self.key)?
@@ -140,14 +201,15 @@ impl ModelRegion {
         len: u64,
         copy: impl Fn(&Mapping, u64, u64) -> Result<(), LinkError>,
     ) -> Result<(), SyncError> {
-        let region = self.memory.range().len();
-        self.memory.part(offset, len).ok_or(SyncError::OutOfRange { offset, len, region })?;
-        let Some(mapping) = &self.core.mapping else { return Ok(()) };
-        let first = self.memory.range().start().page_offset() + offset;
+        let now = self.now();
+        let region = now.memory.range().len();
+        now.memory.part(offset, len).ok_or(SyncError::OutOfRange { offset, len, region })?;
+        let Some(mapping) = &now.core.mapping else { return Ok(()) };
+        let first = now.memory.range().start().page_offset() + offset;
         let mut done = 0;
         while done < len {
             // Held over each copy: who takes pages away, and copies them back, does that before or after.
-            let state = self.core.state.lock();
+            let state = now.core.state.lock();
             if state.closing {
                 return Err(SyncError::Deregistered);
             }
@@ -157,13 +219,6 @@ impl ModelRegion {
         }
         Ok(())
     }
-
-    /// The pages of `[offset, offset + len)`, if they are in the region.
-    fn pages_of(&self, offset: u64, len: u64) -> Result<VirtRange, AdviseError> {
-        let region = self.memory.range().len();
-        let part = self.memory.part(offset, len).ok_or(AdviseError::OutOfRange { offset, len, region })?;
-        Ok(part.range().page_aligned())
-    }
 }
 
 impl Region for ModelRegion {
@@ -171,38 +226,30 @@ impl Region for ModelRegion {
         self.key
     }
     fn address(&self) -> RegionAddr {
-        self.address
+        self.now.read().address
     }
     fn len(&self) -> u64 {
-        self.memory.range().len()
+        self.now.read().memory.range().len()
     }
     fn advise(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError> {
-        let pages = self.pages_of(offset, len)?;
-        if self.core.state.lock().closing {
-            return Err(AdviseError::Deregistered);
-        }
-        if want == Want::Fault(PageAccess::Write) && !self.core.writable {
-            return Err(AdviseError::NotWritable);
-        }
-        let brought = self.core.bring(&self.sequence, pages, want).map_err(|failure| match failure {
+        let now = self.now();
+        let pages = now.advised(offset, len, want)?;
+        let brought = now.core.bring(&now.sequence, pages, want).map_err(|failure| match failure {
             FaultFailure::Publish(PublishError::Closing) => AdviseError::Deregistered,
             failure => failure.into(),
         })?;
-        add(&self.core.counters.page_prefetch, brought);
+        add(&now.core.counters.page_prefetch, brought);
         Ok(())
     }
     fn advise_later(&self, offset: u64, len: u64, want: Want) -> Result<(), AdviseError> {
-        let pages = self.pages_of(offset, len)?;
-        if self.core.state.lock().closing {
-            return Err(AdviseError::Deregistered);
-        }
-        if want == Want::Fault(PageAccess::Write) && !self.core.writable {
-            return Err(AdviseError::NotWritable);
-        }
-        if let Some(target) = self.pd.device().fault_target(self.key) {
-            self.pd.device().prefetcher().ask(&target, pages, want, Origin::Advice);
-        }
+        let now = self.now();
+        let pages = now.advised(offset, len, want)?;
+        self.device.prefetcher().ask(&now.target(), pages, want, Origin::Advice);
         Ok(())
+    }
+    fn rereg(&self, change: Rereg) -> Result<(), ReregError> {
+        let me = self.me.upgrade().ok_or(ReregError::Deregistered)?;
+        me.begin_rereg(change)?.wait()
     }
     fn sync_for_cpu(&self, offset: u64, len: u64) -> Result<(), SyncError> {
         self.sync(offset, len, Mapping::sync_for_cpu)
@@ -211,22 +258,23 @@ impl Region for ModelRegion {
         self.sync(offset, len, Mapping::sync_for_device)
     }
     fn report(&self) -> RegionReport {
-        self.core.report()
+        self.now().core.report()
     }
     fn page_map(&self) -> Option<Vec<MapRun>> {
-        Some(self.core.map())
+        Some(self.now().core.map())
     }
     fn raw_entries(&self) -> Option<Vec<u64>> {
-        Some(self.core.raw_entries())
+        Some(self.now().core.raw_entries())
     }
     fn rung(&self) -> Rung {
-        self.core.space.rung(self.memory.range())
+        let now = self.now();
+        now.core.space.rung(now.memory.range())
     }
     fn access(&self) -> Access {
-        self.access
+        self.now.read().access
     }
     fn sealer(&self) -> Option<Arc<dyn Seal>> {
-        Some(Arc::clone(&self.core) as _)
+        Some(self.now().core as _)
     }
     fn deregister(&self) {
         // Held to the end: who comes second waits for the promise as well.
