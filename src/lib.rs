@@ -4,6 +4,7 @@ pub mod demo;
 pub mod info;
 pub mod machine;
 pub mod mixed;
+pub mod peer;
 pub mod route;
 pub mod run;
 #[cfg(test)]

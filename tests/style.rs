@@ -17,6 +17,7 @@ const ISLANDS: &[&str] = &[
     "benches/floor/pin.rs",
     "benches/rungs/memory.rs",
     "examples/exact/memory.rs",
+    "benches/wire/plain.rs",
     "hw-model/src/bus/barrier.rs",
     "hw-model/src/link/shm/ring.rs",
     "hw-model/src/link/udp/sys.rs",

@@ -67,6 +67,11 @@ impl Far {
         self.tell(&format!("fill {seed} {at} {length}"));
     }
 
+    /// A word of its region.
+    pub fn word(&mut self, at: u64) -> u64 {
+        self.ask(&format!("word {at}")).parse().expect("a number")
+    }
+
     /// How many of its bytes are not those of `seed`.
     pub fn wrong(&mut self, seed: u64, at: u64, length: u64) -> u64 {
         self.ask(&format!("check {seed} {at} {length}")).parse().expect("a number")

@@ -165,6 +165,56 @@ fn exercise(scenario: &Scenario, near: &mut Near, far: &mut Far, peer: IpAddr, r
         far.tell(&format!("read {at} {length} {} {}", ours.0, ours.1));
         assert_eq!(far.wrong(seed + 3, at, length), 0, "{scenario:?}: rxe read {length} bytes at {at}");
         done(length);
+        // We send to rxe.
+        near.fill(seed + 4, at, length);
+        far.tell(&format!("receive {at} {length}"));
+        near.send(at, length);
+        far.tell("wait");
+        assert_eq!(far.wrong(seed + 4, at, length), 0, "{scenario:?}: we sent {length} bytes from {at}");
+        done(length);
+        // rxe sends to us.
+        far.fill(seed + 5, at, length);
+        drop_far(far);
+        near.receive(at, length);
+        far.tell(&format!("send {at} {length}"));
+        near.received();
+        near.verify(seed + 5, at, length, "rxe sent");
+        done(length);
     }
+    counts.operations += atomics(near, far, &remote, seed);
     counts
+}
+
+/// Words that both sides change, each in turn: what each was told, and what is left.
+fn atomics(near: &Near, far: &mut Far, remote: &far::Told, seed: u64) -> u64 {
+    /// A word of the region, and where what it was goes: rxe on demand puts it at the beginning of the page, wherever it is
+    /// told to.
+    const WORD: u64 = 3 * PAGE + 64;
+    const WAS: u64 = 5 * PAGE;
+    near.fill(seed, WORD, 8);
+    far.fill(seed + 1, WORD, 8);
+    let (mut ours, mut theirs) = (near.word(WORD), far.word(WORD));
+    let (address, key) = near.region(WORD);
+    let mut count = 0;
+    for round in 1..=8_u64 {
+        let add = round * 0x0101_0101_0101_0101;
+        assert_eq!(near.fetch_add(WAS, remote.at(WORD), add), theirs, "what rxe's word was");
+        theirs = theirs.wrapping_add(add);
+        let unequal = theirs ^ 1;
+        assert_eq!(near.compare_swap(WAS, remote.at(WORD), unequal, 7), theirs, "unequal");
+        assert_eq!(near.compare_swap(WAS, remote.at(WORD), theirs, add), theirs, "equal");
+        theirs = add;
+        assert_eq!(far.word(WORD), theirs, "rxe's word");
+        far.tell(&format!("add {WAS} 8 {address} {key} {add}"));
+        assert_eq!(far.word(WAS), ours, "what our word was, as rxe was told");
+        ours = ours.wrapping_add(add);
+        far.tell(&format!("swap {WAS} 8 {address} {key} {} 7", ours ^ 1));
+        assert_eq!(far.word(WAS), ours, "unequal");
+        far.tell(&format!("swap {WAS} 8 {address} {key} {ours} {round}"));
+        assert_eq!(far.word(WAS), ours, "equal");
+        ours = round;
+        assert_eq!(near.word(WORD), ours, "our word");
+        count += 6;
+    }
+    count
 }

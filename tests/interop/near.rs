@@ -4,8 +4,8 @@ use super::{PAGE, PAGES, Scenario};
 use anypage::mixed::{Kind, MixedMemory};
 use hw_model::bus::{Bus, DeviceSpec};
 use hw_model::hca::{
-    AckTimeout, CompletionQueue, HcaConfig, PathMtu, QpAddress, QpSpec, QueuePair, Remote, SendRequest, Sge,
-    Status,
+    AckTimeout, CompletionQueue, HcaConfig, PathMtu, QpAddress, QpSpec, QueuePair, RecvRequest, Remote,
+    SendRequest, Sge, Status,
 };
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::link::{
@@ -110,6 +110,39 @@ impl Near {
 
     pub fn read(&self, at: u64, length: u64, remote: Remote) {
         self.run(&SendRequest::read(1, &[self.sge(at, length)], remote));
+    }
+
+    pub fn send(&self, at: u64, length: u64) {
+        self.run(&SendRequest::send(1, &[self.sge(at, length)]));
+    }
+
+    /// Posts a receive.
+    pub fn receive(&self, at: u64, length: u64) {
+        self.qp.post_recv(&RecvRequest::new(2, &[self.sge(at, length)])).expect("posted");
+    }
+
+    /// Waits for the message of a posted receive.
+    pub fn received(&self) {
+        assert_eq!(self.completed(), Status::Success, "a receive");
+    }
+
+    /// Adds to a word of rxe; what it was goes to `at`.
+    pub fn fetch_add(&self, at: u64, remote: Remote, add: u64) -> u64 {
+        self.run(&SendRequest::fetch_add(1, &[self.sge(at, 8)], remote, add));
+        self.word(at)
+    }
+
+    /// Swaps a word of rxe if it is what is expected; what it was goes to `at`.
+    pub fn compare_swap(&self, at: u64, remote: Remote, compare: u64, swap: u64) -> u64 {
+        self.run(&SendRequest::compare_swap(1, &[self.sge(at, 8)], remote, compare, swap));
+        self.word(at)
+    }
+
+    /// A word of our region.
+    pub fn word(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.bytes.read_exact_at(&mut bytes, self.memory.range().start().0 + at).expect("read");
+        u64::from_ne_bytes(bytes)
     }
 
     fn run(&self, request: &SendRequest<'_>) {
