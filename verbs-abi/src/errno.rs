@@ -14,6 +14,7 @@ impl Errno {
     pub(crate) const BUSY: Self = Self(libc::EBUSY);
     pub(crate) const FAULT: Self = Self(libc::EFAULT);
     pub(crate) const INVAL: Self = Self(libc::EINVAL);
+    pub(crate) const IO: Self = Self(libc::EIO);
     pub(crate) const NODATA: Self = Self(libc::ENODATA);
     pub(crate) const NODEV: Self = Self(libc::ENODEV);
     pub(crate) const NOENT: Self = Self(libc::ENOENT);

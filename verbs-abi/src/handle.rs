@@ -29,6 +29,13 @@ faces! {
     VerbsContext: Arc<objects::Context>,
     IbvPd: Arc<objects::Pd>,
     IbvMr: objects::Mr,
+    IbvCompChannel: Arc<objects::Channel>,
+    IbvCqEx: Arc<objects::Cq>,
+    IbvQpEx: Arc<objects::Qp>,
+    IbvSrq: Arc<objects::Srq>,
+    IbvAh: objects::Ah,
+    IbvMw: objects::Mw,
+    IbvDm: objects::Dm,
 }
 
 /// One object: what the program sees, then what we have. The face is first, so that both have one address.

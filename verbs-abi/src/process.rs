@@ -4,6 +4,7 @@
 //! forked child that opens a device: threads and watches of the parent are not there.
 
 use crate::errno::Errno;
+use crate::objects::Faces;
 use crate::report;
 use crate::settings::{PLAN, Settings, complain};
 use hw_model::bus::{Acs, Bus, DeviceSpec, PortId};
@@ -46,6 +47,9 @@ pub(crate) fn loaded() {
     }
 }
 
+/// A device, and the structs of the program's that its events are about.
+type Opened = (Arc<ModelDevice>, Arc<Faces>);
+
 /// The process's memory and devices.
 pub(crate) struct Process {
     pub(crate) space: Arc<ProcessSpace>,
@@ -53,7 +57,7 @@ pub(crate) struct Process {
     root: PortId,
     plan: Option<ProcessPlan>,
     /// By index. One that was opened once runs on, asleep, as a device does that nobody has open.
-    devices: Mutex<Vec<Option<Arc<ModelDevice>>>>,
+    devices: Mutex<Vec<Option<Opened>>>,
 }
 
 impl Process {
@@ -90,19 +94,18 @@ impl Process {
     }
 
     /// The device of a number, started when it is first opened.
-    pub(crate) fn device(&self, index: usize) -> Result<Arc<ModelDevice>, Errno> {
+    pub(crate) fn device(&self, index: usize) -> Result<Opened, Errno> {
         let mut devices = self.devices.lock();
         let slot = devices.get_mut(index).ok_or(Errno::NODEV)?;
-        if let Some(device) = slot {
-            return Ok(Arc::clone(device));
+        if let Some(opened) = slot {
+            return Ok(opened.clone());
         }
         let name = device_name(index);
         let device = self.start(&name).map_err(|error| {
             complain(&format!("{name} cannot be started: {error}"));
             Errno::NODEV
         })?;
-        *slot = Some(Arc::clone(&device));
-        Ok(device)
+        Ok(slot.insert((device, Arc::default())).clone())
     }
 
     fn start(&self, name: &str) -> Result<Arc<ModelDevice>, Box<dyn std::error::Error + Send + Sync>> {
@@ -138,7 +141,9 @@ impl Process {
 
     /// The devices that were opened, if nobody is opening one at this moment.
     pub(crate) fn opened(&self) -> Vec<Arc<ModelDevice>> {
-        self.devices.try_lock().map_or_else(Vec::new, |devices| devices.iter().flatten().cloned().collect())
+        self.devices.try_lock().map_or_else(Vec::new, |devices| {
+            devices.iter().flatten().map(|(device, _)| Arc::clone(device)).collect()
+        })
     }
 }
 

@@ -7,23 +7,6 @@ pub const IBV_TRANSPORT_IB: c_int = 0;
 
 pub const IBV_ODP_SUPPORT: u64 = 1;
 pub const IBV_ODP_SUPPORT_IMPLICIT: u64 = 1 << 1;
-pub const IBV_ODP_SUPPORT_SEND: u32 = 1;
-pub const IBV_ODP_SUPPORT_RECV: u32 = 1 << 1;
-pub const IBV_ODP_SUPPORT_WRITE: u32 = 1 << 2;
-pub const IBV_ODP_SUPPORT_READ: u32 = 1 << 3;
-pub const IBV_ODP_SUPPORT_ATOMIC: u32 = 1 << 4;
-pub const IBV_ODP_SUPPORT_SRQ_RECV: u32 = 1 << 5;
-
-pub const IBV_DEVICE_CURR_QP_STATE_MOD: c_uint = 1 << 7;
-pub const IBV_DEVICE_PORT_ACTIVE_EVENT: c_uint = 1 << 10;
-pub const IBV_DEVICE_SYS_IMAGE_GUID: c_uint = 1 << 11;
-pub const IBV_DEVICE_RC_RNR_NAK_GEN: c_uint = 1 << 12;
-pub const IBV_DEVICE_SRQ_RESIZE: c_uint = 1 << 13;
-pub const IBV_DEVICE_MEM_WINDOW: c_uint = 1 << 17;
-pub const IBV_DEVICE_MEM_MGT_EXTENSIONS: c_uint = 1 << 21;
-pub const IBV_DEVICE_MEM_WINDOW_TYPE_2B: c_uint = 1 << 24;
-
-pub const IBV_ATOMIC_GLOB: c_int = 2;
 
 pub const IBV_MTU_256: c_int = 1;
 pub const IBV_MTU_4096: c_int = 5;
@@ -58,3 +41,33 @@ pub const IBV_REREG_MR_ERR_INPUT: c_int = -1;
 pub const IBV_REREG_MR_ERR_CMD: c_int = -4;
 
 pub const IBV_FORK_UNNEEDED: c_int = 2;
+
+pub const IBV_QPT_RC: c_int = 2;
+pub const IBV_QPT_UC: c_int = 3;
+pub const IBV_QPT_UD: c_int = 4;
+pub const IBV_QPT_RAW_PACKET: c_int = 8;
+pub const IBV_QPT_XRC_SEND: c_int = 9;
+pub const IBV_QPT_XRC_RECV: c_int = 10;
+pub const IBV_QPT_DRIVER: c_int = 0xff;
+
+pub const IBV_WR_RDMA_WRITE: c_int = 0;
+pub const IBV_WR_RDMA_WRITE_WITH_IMM: c_int = 1;
+pub const IBV_WR_SEND: c_int = 2;
+pub const IBV_WR_SEND_WITH_IMM: c_int = 3;
+pub const IBV_WR_RDMA_READ: c_int = 4;
+pub const IBV_WR_ATOMIC_CMP_AND_SWP: c_int = 5;
+pub const IBV_WR_ATOMIC_FETCH_AND_ADD: c_int = 6;
+pub const IBV_WR_LOCAL_INV: c_int = 7;
+pub const IBV_WR_BIND_MW: c_int = 8;
+pub const IBV_WR_SEND_WITH_INV: c_int = 9;
+pub const IBV_WR_TSO: c_int = 10;
+pub const IBV_WR_FLUSH: c_int = 14;
+pub const IBV_WR_ATOMIC_WRITE: c_int = 15;
+
+pub const IBV_SEND_FENCE: c_uint = 1;
+pub const IBV_SEND_SIGNALED: c_uint = 1 << 1;
+pub const IBV_SEND_SOLICITED: c_uint = 1 << 2;
+pub const IBV_SEND_INLINE: c_uint = 1 << 3;
+
+pub const IBV_MW_TYPE_1: c_int = 1;
+pub const IBV_MW_TYPE_2: c_int = 2;

@@ -18,27 +18,8 @@ macro_rules! absent {
 }
 
 absent! {
-    ibv_ack_async_event
-    ibv_ack_cq_events
     ibv_attach_mcast
-    ibv_destroy_ah
-    ibv_destroy_comp_channel
-    ibv_destroy_cq
-    ibv_destroy_qp
-    ibv_destroy_srq
     ibv_detach_mcast
-    ibv_get_async_event
-    ibv_get_cq_event
-    ibv_init_ah_from_wc
-    ibv_modify_qp
-    ibv_modify_srq
-    ibv_query_ece
-    ibv_query_qp
-    ibv_query_qp_data_in_order
-    ibv_query_srq
-    ibv_resize_cq
-    ibv_resolve_eth_l2_from_gid
-    ibv_set_ece
     // These return nothing, and do nothing.
     ibv_copy_ah_attr_from_kern
     ibv_copy_path_rec_from_kern
@@ -61,15 +42,8 @@ macro_rules! absent_object {
 }
 
 absent_object! {
-    ibv_create_ah
-    ibv_create_ah_from_wc
-    ibv_create_comp_channel
-    ibv_create_cq
-    ibv_create_qp
-    ibv_create_srq
     ibv_import_device
     ibv_import_dm
     ibv_import_mr
     ibv_import_pd
-    ibv_qp_to_qp_ex
 }

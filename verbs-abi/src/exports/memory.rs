@@ -59,7 +59,7 @@ unsafe fn register(
         let mr = Mr::register(inner, &memory, iova, access)?;
         // SAFETY: as above.
         let context = unsafe { read(pd) }?.context;
-        let key = mr.region().key().0;
+        let key = mr.key().0;
         Ok(give(IbvMr { context, pd, addr, length, handle: key, lkey: key, rkey: key }, mr))
     })
 }
@@ -149,6 +149,6 @@ pub(super) unsafe extern "C" fn advise_mr(
         if flags & !IBV_ADVISE_MR_FLAG_FLUSH != 0 {
             return Err(Errno::NOTSUPP);
         }
-        advise(pd, advice, ranges)
+        advise(pd, advice, flags != 0, ranges)
     })
 }

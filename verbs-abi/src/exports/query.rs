@@ -8,8 +8,9 @@ use crate::abi::number::*;
 use crate::abi::*;
 use crate::errno::{Errno, code, minus_one};
 use crate::handle::{write, write_part, zeros};
-use crate::objects::Context;
+use crate::objects::{Context, mtu_number};
 use crate::process::{device_guid, device_name, settings};
+use hw_model::hca::{AtomicScope, Capabilities, DeviceAttributes, PortState};
 use std::ffi::{c_int, c_uint, c_void};
 
 /// What `ibv_query_port` of old fills in: all but the newest fields.
@@ -25,23 +26,29 @@ fn number(value: u32) -> c_int {
     c_int::try_from(value).unwrap_or(c_int::MAX)
 }
 
+/// What the device can do, in the bits of `enum ibv_device_cap_flags`.
+fn capability_flags(attributes: &DeviceAttributes) -> u64 {
+    // Bit 31 is the kernel's own for on-demand paging; libibverbs says that in `odp_caps`.
+    (attributes.capabilities - Capabilities::ON_DEMAND).bits()
+}
+
 fn attributes(context: &Context) -> IbvDeviceAttr {
-    let limits = &context.device.hca().config().limits;
+    let known = context.device.hca().attributes();
+    let limits = &known.limits;
     let zeros: IbvDeviceAttr = zeros();
     IbvDeviceAttr {
-        fw_ver: chars(env!("CARGO_PKG_VERSION")),
+        fw_ver: chars(known.firmware),
         node_guid: device_guid(context.index).to_be(),
         sys_image_guid: device_guid(context.index).to_be(),
         max_mr_size: context.device.dma().max_region(),
-        page_size_cap: 4096,
+        page_size_cap: known.page_sizes,
         vendor_id: VENDOR,
         vendor_part_id: 1,
-        hw_ver: 1,
+        hw_ver: known.hardware,
         max_qp: number(limits.qps),
-        max_qp_wr: number(limits.send_requests),
-        device_cap_flags: IBV_DEVICE_CURR_QP_STATE_MOD
-            | IBV_DEVICE_SYS_IMAGE_GUID
-            | IBV_DEVICE_RC_RNR_NAK_GEN,
+        max_qp_wr: number(limits.send_requests.min(limits.recv_requests)),
+        // Of the 64 flags, those that fit.
+        device_cap_flags: capability_flags(&known) as c_uint,
         max_sge: number(limits.sges),
         max_sge_rd: number(limits.sges),
         max_cq: number(limits.cqs),
@@ -49,50 +56,77 @@ fn attributes(context: &Context) -> IbvDeviceAttr {
         max_mr: number(limits.keys),
         max_pd: number(limits.pds),
         max_qp_rd_atom: number(limits.reads),
-        max_res_rd_atom: number(limits.reads.saturating_mul(limits.qps)),
+        max_res_rd_atom: number(u32::try_from(known.max_reads_total).unwrap_or(u32::MAX)),
         max_qp_init_rd_atom: number(limits.reads),
-        max_ah: number(limits.qps),
-        max_pkeys: 1,
-        local_ca_ack_delay: 15,
-        phys_port_cnt: 1,
+        atomic_cap: match known.atomics {
+            AtomicScope::None => 0,
+            AtomicScope::Device => 1,
+            AtomicScope::Global => 2,
+        },
+        max_mw: number(limits.keys),
+        max_ah: number(limits.ahs),
+        max_srq: number(limits.srqs),
+        max_srq_wr: number(limits.recv_requests),
+        max_srq_sge: number(limits.sges),
+        max_pkeys: known.max_pkeys,
+        local_ca_ack_delay: known.ack_delay,
+        phys_port_cnt: known.ports,
         ..zeros
     }
 }
 
 fn attributes_ex(context: &Context) -> IbvDeviceAttrEx {
+    let known = context.device.hca().attributes();
+    let on_demand = &known.on_demand;
+    let general = [(on_demand.explicit, IBV_ODP_SUPPORT), (on_demand.implicit, IBV_ODP_SUPPORT_IMPLICIT)];
     let zeros: IbvDeviceAttrEx = zeros();
-    let rc = IBV_ODP_SUPPORT_WRITE | IBV_ODP_SUPPORT_READ;
     IbvDeviceAttrEx {
         orig_attr: attributes(context),
         odp_caps: IbvOdpCaps {
-            general_caps: IBV_ODP_SUPPORT,
-            per_transport_caps: PerTransportCaps { rc_odp_caps: rc, uc_odp_caps: 0, ud_odp_caps: 0 },
+            general_caps: general.iter().filter(|(can, _)| *can).map(|(_, flag)| flag).sum(),
+            per_transport_caps: PerTransportCaps {
+                rc_odp_caps: on_demand.rc.bits(),
+                uc_odp_caps: on_demand.uc.bits(),
+                ud_odp_caps: on_demand.ud.bits(),
+            },
         },
-        device_cap_flags_ex: attributes(context).device_cap_flags.into(),
-        phys_port_cnt_ex: 1,
+        device_cap_flags_ex: capability_flags(&known),
+        cq_mod_caps: IbvCqModerationCaps {
+            max_cq_count: known.moderation.max_count,
+            max_cq_period: known.moderation.max_period_us,
+        },
+        max_dm_size: known.limits.device_memory,
+        xrc_odp_caps: on_demand.xrc.bits(),
+        phys_port_cnt_ex: known.ports.into(),
         ..zeros
     }
 }
 
-fn port(context: &Context) -> IbvPortAttr {
+fn port(context: &Context) -> Result<IbvPortAttr, Errno> {
+    let known = context.device.hca().port_attributes(1).map_err(|_| Errno::INVAL)?;
     let zeros: IbvPortAttr = zeros();
-    IbvPortAttr {
-        state: IBV_PORT_ACTIVE,
-        max_mtu: IBV_MTU_4096,
-        active_mtu: IBV_MTU_4096,
+    Ok(IbvPortAttr {
+        state: match known.state {
+            PortState::Down => 1,
+            PortState::Active => IBV_PORT_ACTIVE,
+        },
+        max_mtu: mtu_number(known.max_mtu),
+        active_mtu: mtu_number(known.active_mtu),
         gid_tbl_len: GIDS,
         port_cap_flags: IBV_PORT_IP_BASED_GIDS,
-        max_msg_sz: context.device.hca().config().limits.message_bytes,
-        pkey_tbl_len: 1,
+        max_msg_sz: known.max_message,
+        bad_pkey_cntr: u32::try_from(known.bad_pkeys).unwrap_or(u32::MAX),
+        qkey_viol_cntr: u32::try_from(known.bad_qkeys).unwrap_or(u32::MAX),
+        pkey_tbl_len: known.pkeys,
         max_vl_num: 1,
         // 4 lanes of 25 Gb/s, link up: what perftest and others print and compute with.
         active_width: 2,
         active_speed: 32,
-        phys_state: 5,
+        phys_state: if known.state == PortState::Active { 5 } else { 3 },
         link_layer: IBV_LINK_LAYER_ETHERNET,
         flags: IBV_QPF_GRH_REQUIRED,
         ..zeros
-    }
+    })
 }
 
 fn one_port(number: u32) -> Result<(), Errno> {
@@ -102,10 +136,10 @@ fn one_port(number: u32) -> Result<(), Errno> {
 /// The GID at an index: zeros where none is.
 fn gid(context: &Context, port: u32, index: u32) -> Result<IbvGid, Errno> {
     one_port(port)?;
-    match index {
-        0 => Ok(IbvGid { raw: context.gid() }),
-        _ if index < GIDS.cast_unsigned() => Ok(IbvGid { raw: [0; 16] }),
-        _ => Err(Errno::INVAL),
+    match context.device.hca().query_gid(1, index) {
+        Ok(gid) => Ok(IbvGid { raw: gid.0.to_be_bytes() }),
+        Err(_) if index < GIDS.cast_unsigned() => Ok(IbvGid { raw: [0; 16] }),
+        Err(_) => Err(Errno::INVAL),
     }
 }
 
@@ -174,7 +208,7 @@ pub(super) unsafe extern "C" fn query_port(
         // SAFETY: the contract of libibverbs.
         let context = unsafe { context(of) }?;
         // SAFETY: as above.
-        unsafe { write_part(attr, size, port(context)) }
+        unsafe { write_part(attr, size, port(context)?) }
     })
 }
 

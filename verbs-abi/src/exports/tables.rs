@@ -3,7 +3,7 @@
 //! A slot holds a function of exactly its type, or is empty; `sz` covers the whole struct, and `abi_compat` says that there
 //! is an extended one around the old.
 
-use super::{memory, query};
+use super::{completion, dm, memory, post, query, queue, window};
 use crate::abi::*;
 use crate::errno::Errno;
 use crate::handle::zeros;
@@ -19,9 +19,19 @@ pub(super) fn context(device: *mut IbvDevice, inner: &Arc<Context>) -> Result<Ve
     let (classic, extended): (IbvContext, VerbsContext) = (zeros(), zeros());
     let context = IbvContext {
         device,
-        ops: IbvContextOps { ..classic.ops },
+        ops: IbvContextOps {
+            alloc_mw: Some(window::alloc_mw),
+            bind_mw: Some(window::bind_mw),
+            dealloc_mw: Some(window::dealloc_mw),
+            poll_cq: Some(completion::poll_cq),
+            req_notify_cq: Some(completion::req_notify_cq),
+            post_srq_recv: Some(post::post_srq_recv),
+            post_send: Some(post::post_send),
+            post_recv: Some(post::post_recv),
+            ..classic.ops
+        },
         cmd_fd: inner.command_fd(),
-        async_fd: inner.event_fd(),
+        async_fd: inner.event_fd()?,
         num_comp_vectors: COMPLETION_VECTORS,
         abi_compat: without_provenance_mut(usize::MAX),
         ..classic
@@ -30,6 +40,15 @@ pub(super) fn context(device: *mut IbvDevice, inner: &Arc<Context>) -> Result<Ve
         query_port: Some(query::query_port),
         query_device_ex: Some(query::query_device_ex),
         advise_mr: Some(memory::advise_mr),
+        alloc_null_mr: Some(dm::alloc_null_mr),
+        reg_dm_mr: Some(dm::reg_dm_mr),
+        alloc_dm: Some(dm::alloc_dm),
+        free_dm: Some(dm::free_dm),
+        modify_cq: Some(completion::modify_cq),
+        create_cq_ex: Some(completion::create_cq_ex),
+        create_qp_ex: Some(queue::create_qp_ex),
+        get_srq_num: Some(queue::get_srq_num),
+        create_srq_ex: Some(queue::create_srq_ex),
         sz: size_of::<VerbsContext>(),
         context,
         ..extended

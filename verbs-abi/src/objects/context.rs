@@ -1,5 +1,6 @@
 //! An open device.
 
+use super::Faces;
 use crate::errno::Errno;
 use crate::process::Process;
 use hw_model::sync::Arc;
@@ -13,8 +14,7 @@ pub(crate) struct Context {
     pub(crate) process: Arc<Process>,
     pub(crate) device: Arc<ModelDevice>,
     pub(crate) index: usize,
-    /// Readable when something happened to the device or its objects: nothing does yet.
-    events: OwnedFd,
+    faces: Arc<Faces>,
     /// Programs may look at, duplicate and hand over the descriptor of a device; ours is good for nothing else.
     command: OwnedFd,
 }
@@ -23,21 +23,20 @@ impl Context {
     /// Opens a device by its number.
     pub(crate) fn open(index: usize) -> Result<Arc<Self>, Errno> {
         let process = Process::get()?;
-        let device = process.device(index)?;
+        let (device, faces) = process.device(index)?;
         let command = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
         let command = command.map_err(std::io::Error::from)?;
-        let events =
-            rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
-        Ok(Arc::new(Self { process, device, index, events, command }))
+        Ok(Arc::new(Self { process, device, index, faces, command }))
     }
 
-    /// Its GID, in network byte order.
-    pub(crate) fn gid(&self) -> [u8; 16] {
-        self.device.hca().gid().0.to_be_bytes()
+    /// Whose the device's events are.
+    pub(crate) fn event_faces(&self) -> &Arc<Faces> {
+        &self.faces
     }
 
-    pub(crate) fn event_fd(&self) -> c_int {
-        self.events.as_raw_fd()
+    /// Readable while asynchronous events wait.
+    pub(crate) fn event_fd(&self) -> Result<c_int, Errno> {
+        Ok(self.device.hca().events().descriptor()?.as_raw_fd())
     }
 
     pub(crate) fn command_fd(&self) -> c_int {

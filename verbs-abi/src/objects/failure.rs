@@ -1,7 +1,11 @@
 //! What libibverbs would say to the errors of the house.
 
 use crate::errno::Errno;
-use hw_model::hca::{CreateKeyError, PdError};
+use hw_model::hca::{
+    AllocDeviceMemoryError, CreateAhError, CreateChannelError, CreateCqError, CreateKeyError,
+    CreateNullKeyError, CreateQpError, CreateSrqError, ModifyQpError, PdError, RegisterDeviceMemoryError,
+    ResizeCqError,
+};
 use mr::device::{AdviseError, RegisterError};
 use mr::{MapRegionError, PublishError};
 use odp::fault::FaultFailure;
@@ -86,5 +90,102 @@ impl From<AdviseError> for Errno {
             AdviseError::Part(error) => error.into(),
             AdviseError::Pages(error) => error.into(),
         }
+    }
+}
+
+impl From<CreateCqError> for Errno {
+    fn from(error: CreateCqError) -> Self {
+        said(
+            &error,
+            match error {
+                CreateCqError::TooMany { .. } => Self::NOMEM,
+                _ => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<ResizeCqError> for Errno {
+    fn from(error: ResizeCqError) -> Self {
+        said(
+            &error,
+            match error {
+                ResizeCqError::NoMemory { .. } => Self::NOMEM,
+                _ => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<CreateChannelError> for Errno {
+    fn from(error: CreateChannelError) -> Self {
+        said(&error, Self::NOMEM)
+    }
+}
+
+impl From<CreateQpError> for Errno {
+    fn from(error: CreateQpError) -> Self {
+        said(
+            &error,
+            match error {
+                CreateQpError::TooMany { .. } => Self::NOMEM,
+                CreateQpError::Transport { .. } => Self::NOTSUPP,
+                _ => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<CreateSrqError> for Errno {
+    fn from(error: CreateSrqError) -> Self {
+        said(
+            &error,
+            match error {
+                CreateSrqError::TooMany { .. } => Self::NOMEM,
+                _ => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<ModifyQpError> for Errno {
+    fn from(error: ModifyQpError) -> Self {
+        said(&error, Self::INVAL)
+    }
+}
+
+impl From<CreateAhError> for Errno {
+    fn from(error: CreateAhError) -> Self {
+        said(
+            &error,
+            match error {
+                CreateAhError::TooMany { .. } => Self::NOMEM,
+                _ => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<AllocDeviceMemoryError> for Errno {
+    fn from(error: AllocDeviceMemoryError) -> Self {
+        said(
+            &error,
+            match error {
+                AllocDeviceMemoryError::Alignment { .. } => Self::INVAL,
+                _ => Self::NOMEM,
+            },
+        )
+    }
+}
+
+impl From<RegisterDeviceMemoryError> for Errno {
+    fn from(error: RegisterDeviceMemoryError) -> Self {
+        said(&error, Self::INVAL)
+    }
+}
+
+impl From<CreateNullKeyError> for Errno {
+    fn from(error: CreateNullKeyError) -> Self {
+        said(&error, Self::NOMEM)
     }
 }
