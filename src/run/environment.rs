@@ -14,6 +14,9 @@ pub(super) fn variables(args: &Args, library: &Path) -> Vec<(&'static str, OsStr
         ("ANYPAGE_DEVICES", args.devices.to_string().into()),
         ("ANYPAGE_RUNG", args.rung.word().into()),
     ];
+    if args.cold {
+        variables.push(("ANYPAGE_COLD", "1".into()));
+    }
     // The program may change its directory before it opens a device.
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).into();
     if let Some(plan) = &args.plan {

@@ -49,6 +49,9 @@ pub struct Args {
     /// The strongest way of learning of changes of memory that is tried; weaker ones are fallen back to, and named.
     #[arg(long, value_enum, default_value_t = RungChoice::Exact)]
     rung: RungChoice,
+    /// On-demand regions begin with no page mapped, and a fault brings in what it is about and no more: faults can be counted.
+    #[arg(long)]
+    cold: bool,
     /// A file of rules that say what is to go wrong (docs/run.md).
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,

@@ -1,5 +1,6 @@
 //! The drop-in libibverbs as programs meet it.
 
+mod pairs;
 mod plans;
 mod symbols;
 mod tools;

@@ -13,9 +13,10 @@ use hw_model::hca::HcaConfig;
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::link::{Link, OpenUdpError, PcapLink, PlannedLink, UdpConfig, UdpLink};
 use hw_model::sync::{Arc, Mutex, OnceLock};
-use mr::device::model::{ModelConfig, ModelDevice};
+use mr::device::model::{FaultPolicy, ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
 use mr::plan::{Plan, ProcessPlan};
+use odp::prefetch::PrefetchPolicy;
 use odp::space::process::{Exact, Options, ProcessSpace};
 use odp::space::{AddressSpace, Rung};
 use std::hash::{BuildHasher, RandomState};
@@ -34,18 +35,22 @@ pub(crate) fn settings() -> &'static Settings {
     SETTINGS.get_or_init(Settings::from_environment)
 }
 
-/// Called when the library is loaded, before the program's first thread: the only moment at which the exact rung can be
-/// had.
-pub(crate) fn loaded() {
-    if settings().rung == Rung::Exact {
+/// Called when the library is loaded, with whether that is before the program's first thread: the only moment at which
+/// the exact rung can be had. In a dlopen(3) the caller holds the dynamic linker's lock, which the supervisor's thread needs
+/// while the caller waits for it.
+pub(crate) fn loaded(before_main: bool) {
+    if settings().rung == Rung::Exact && before_main {
         match Exact::install() {
             Ok(exact) => drop(EXACT.set(exact)),
             Err(error) => {
-                complain(&format!("the exact rung cannot be had ({error}); a weaker one is in force"))
+                complain(&format!("the exact rung cannot be had ({error}); a weaker one is in force"));
             }
         }
     }
 }
+
+/// A fault brings in what it is about and no more, so that faults can be counted.
+const COLD_FAULTS: FaultPolicy = FaultPolicy { neighbours: 0, prefetch: PrefetchPolicy::Off };
 
 /// A device, and the structs of the program's that its events are about.
 type Opened = (Arc<ModelDevice>, Arc<Faces>);
@@ -117,7 +122,7 @@ impl Process {
         let config = ModelConfig {
             hca: HcaConfig { seed, ..HcaConfig::default() },
             dma: DmaConfig { points: points.clone(), ..DmaConfig::default() },
-            ..ModelConfig::default()
+            faults: if settings().cold { COLD_FAULTS } else { FaultPolicy::default() },
         };
         let link: Arc<dyn Link> = Arc::new(PlannedLink::new(next_free_address()?, points));
         // Outside of the plan: what it loses is not written down as received, and is as sent.

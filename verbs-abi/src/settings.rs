@@ -10,6 +10,8 @@ pub(crate) const DEVICES: &str = "ANYPAGE_DEVICES";
 pub(crate) const RUNG: &str = "ANYPAGE_RUNG";
 /// The file of a fault plan.
 pub(crate) const PLAN: &str = "ANYPAGE_PLAN";
+/// Set: on-demand regions begin with no page mapped, and a fault brings in what it is about and no more.
+pub(crate) const COLD: &str = "ANYPAGE_COLD";
 /// The beginning of the names of files that packets are written to: the process's number and the device's name follow.
 pub(crate) const PCAP: &str = "ANYPAGE_PCAP";
 /// A directory in which each process leaves a report when it ends.
@@ -23,6 +25,7 @@ const MOST_DEVICES: usize = 16;
 pub(crate) struct Settings {
     pub(crate) devices: usize,
     pub(crate) rung: Rung,
+    pub(crate) cold: bool,
     pub(crate) plan: Option<PathBuf>,
     pub(crate) pcap: Option<PathBuf>,
     pub(crate) report: Option<PathBuf>,
@@ -56,7 +59,8 @@ impl Settings {
             }
         };
         let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        Self { devices, rung, plan: path(PLAN), pcap: path(PCAP), report: path(REPORT) }
+        let cold = path(COLD).is_some();
+        Self { devices, rung, cold, plan: path(PLAN), pcap: path(PCAP), report: path(REPORT) }
     }
 }
 
@@ -77,17 +81,24 @@ mod tests {
 
     #[test]
     fn an_empty_environment_gives_one_device_and_changes_nothing_in_the_process() {
-        let expected = Settings { devices: 1, rung: Rung::Events, plan: None, pcap: None, report: None };
+        let expected =
+            Settings { devices: 1, rung: Rung::Events, cold: false, plan: None, pcap: None, report: None };
         assert_eq!(settings(&[]), expected);
     }
 
     #[test]
     fn what_is_asked_for_is_heard() {
         let path = |name: &str| Some(PathBuf::from(name));
-        let heard =
-            settings(&[(DEVICES, "3"), (RUNG, "exact"), (PLAN, "p.toml"), (PCAP, "c"), (REPORT, "/tmp")]);
+        let heard = settings(&[
+            (DEVICES, "3"),
+            (RUNG, "exact"),
+            (COLD, "1"),
+            (PLAN, "p.toml"),
+            (PCAP, "c"),
+            (REPORT, "/tmp"),
+        ]);
         let (plan, pcap, report) = (path("p.toml"), path("c"), path("/tmp"));
-        assert_eq!(heard, Settings { devices: 3, rung: Rung::Exact, plan, pcap, report });
+        assert_eq!(heard, Settings { devices: 3, rung: Rung::Exact, cold: true, plan, pcap, report });
     }
 
     #[test]

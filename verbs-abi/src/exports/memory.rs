@@ -38,6 +38,9 @@ unsafe extern "C" fn ibv_dealloc_pd(pd: *mut IbvPd) -> c_int {
     })
 }
 
+/// Bytes of a process's address space: its last page is never mapped.
+const ADDRESS_SPACE: u64 = (1 << 47) - 4096;
+
 /// Registers memory of the process.
 ///
 /// # Safety
@@ -52,11 +55,18 @@ unsafe fn register(
     pointer(|| {
         // SAFETY: the contract of libibverbs.
         let inner = unsafe { behind(pd) }?;
-        let range = VirtRange::new(VirtAddr(addr as u64), length as u64).ok_or(Errno::INVAL)?;
+        // All of the address space, by the agreement that NULL and the largest length mean that.
+        let implicit = addr.is_null() && length == usize::MAX && access & IBV_ACCESS_ON_DEMAND != 0;
+        let length_here = if implicit { ADDRESS_SPACE } else { length as u64 };
+        let range = VirtRange::new(VirtAddr(addr as u64), length_here).ok_or(Errno::INVAL)?;
         let space = Arc::clone(&inner.context.process.space) as _;
         // SAFETY: the program vouches for what it registers.
         let memory = unsafe { UserRange::from_raw(space, range) };
-        let mr = Mr::register(inner, &memory, iova, access)?;
+        let mr = if implicit {
+            Mr::implicit(inner, &memory, access)?
+        } else {
+            Mr::register(inner, &memory, iova, access)?
+        };
         // SAFETY: as above.
         let context = unsafe { read(pd) }?.context;
         let key = mr.key().0;

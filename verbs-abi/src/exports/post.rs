@@ -46,7 +46,9 @@ fn convert<'a>(entries: &[IbvSge], room: &'a mut [Sge; MOST_SGES]) -> &'a [Sge] 
 unsafe fn operation(wr: &IbvSendWr) -> Result<Operation, Errno> {
     let immediate = Immediate(u32::from_be(wr.imm_data));
     // SAFETY: every member of the union is integers and pointers, so that any bytes are a value of it.
-    let (rdma, atomic) = unsafe { (wr.wr.rdma, wr.wr.atomic) };
+    let rdma = unsafe { wr.wr.rdma };
+    // SAFETY: as above.
+    let atomic = unsafe { wr.wr.atomic };
     let remote = Remote { key: Key(rdma.rkey), address: RegionAddr(rdma.remote_addr) };
     let word = Remote { key: Key(atomic.rkey), address: RegionAddr(atomic.remote_addr) };
     Ok(match wr.opcode {

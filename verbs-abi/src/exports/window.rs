@@ -9,7 +9,7 @@ use crate::errno::{Errno, code, pointer};
 use crate::handle::{behind, give, read, take, write};
 use crate::objects::{Mw, request, rights};
 use hw_model::addr::RegionAddr;
-use hw_model::hca::{Key, Operation, WindowBind};
+use hw_model::hca::{Access, Key, Operation, WindowBind};
 use std::ffi::c_int;
 use std::mem::offset_of;
 
@@ -53,7 +53,8 @@ pub(super) unsafe fn bind_operation(
         // SAFETY: as above.
         unsafe { behind(info.mr) }?.key()
     };
-    let access = rights(info.mw_access_flags)?;
+    // The owner's queue pairs do not use a window, so what it says of them is nothing to the device.
+    let access = rights(info.mw_access_flags)? - Access::LOCAL_WRITE;
     let bind =
         WindowBind { key: Key(rkey), region, address: RegionAddr(info.addr), length: info.length, access };
     Ok(Operation::Bind(bind))

@@ -4,6 +4,7 @@ use super::{Context, Dm};
 use crate::abi::IbvSge;
 use crate::abi::number::*;
 use crate::errno::Errno;
+use crate::process::settings;
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{Access, DeviceRegion, Key, Sge};
 use hw_model::sync::Arc;
@@ -53,8 +54,19 @@ impl Mr {
     ) -> Result<Self, Errno> {
         let options = options(flags, iova)?;
         let domain: Arc<dyn ProtectionDomain> = Arc::clone(&pd.domain) as _;
-        let memory = Memory::Process(domain.register(memory, options)?);
-        Ok(Self { pd: Arc::clone(pd), memory })
+        let region = domain.register(memory, options)?;
+        if settings().cold && options.mode == Mode::OnDemand {
+            // As if the pages had been taken away and were there again.
+            memory.space().notifiers().invalidate(memory.range().page_aligned(), || ());
+        }
+        Ok(Self { pd: Arc::clone(pd), memory: Memory::Process(region) })
+    }
+
+    /// Registers whatever is and will be mapped in `memory`.
+    pub(crate) fn implicit(pd: &Arc<Pd>, memory: &UserRange, flags: c_uint) -> Result<Self, Errno> {
+        let domain: Arc<dyn ProtectionDomain> = Arc::clone(&pd.domain) as _;
+        let options = RegisterOptions::implicit().with_access(region_rights(flags)?);
+        Ok(Self { pd: Arc::clone(pd), memory: Memory::Process(domain.register(memory, options)?) })
     }
 
     /// Registers a part of device memory.

@@ -178,6 +178,8 @@ pub(crate) fn described_way(vector: &AddressVector) -> IbvAhAttr {
     }
 }
 
+/// The shortest wait for an acknowledgement, 0.54 s: the peer is a process of a machine that may be busy with others.
+const LEAST_TIMEOUT: u8 = 17;
 /// The only port.
 const PORT: u8 = 1;
 
@@ -192,7 +194,14 @@ fn change(attr: &IbvQpAttr, mask: c_int) -> Result<QpChange, Errno> {
         told.contains(bit).then(value).transpose()
     }
     let access = || super::memory::rights(attr.qp_access_flags);
-    let timeout = || AckTimeout::from_code(attr.timeout).ok_or(Errno::INVAL);
+    // 0 waits for ever. A device may wait longer than it is told (9.7.6.1.3).
+    let timeout = || match attr.timeout {
+        0 => AckTimeout::from_code(0).ok_or(Errno::INVAL),
+        code => AckTimeout::from_code(code)
+            .map(|_| code.max(LEAST_TIMEOUT))
+            .and_then(AckTimeout::from_code)
+            .ok_or(Errno::INVAL),
+    };
     let rnr_timer = || RnrTimer::from_code(attr.min_rnr_timer).ok_or(Errno::INVAL);
     Ok(QpChange {
         state: when(told, Attribute::STATE, || state(attr.qp_state))?,
