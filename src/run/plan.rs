@@ -44,3 +44,28 @@ pub(super) fn read(path: &Path) -> Result<Plan, PlanFileError> {
         error: Box::new(error),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use mr::plan::{Plan, WORDS};
+
+    #[test]
+    fn the_schema_knows_the_words_of_a_rule_and_no_others() {
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("../../docs/plan.schema.json")).expect("JSON");
+        let properties = schema["$defs"]["rule"]["properties"].as_object().expect("properties");
+        let mut words = WORDS.to_vec();
+        words.sort_unstable();
+        let mut described: Vec<_> = properties.keys().map(String::as_str).collect();
+        described.sort_unstable();
+        assert_eq!(described, words);
+    }
+
+    #[test]
+    fn the_plan_of_the_documentation_is_one() {
+        let documentation = include_str!("../../docs/run.md");
+        let example = documentation.split("```toml").nth(1).and_then(|rest| rest.split("```").next());
+        let plan = Plan::read(example.expect("an example")).expect("a plan");
+        assert_eq!(plan.rules().len(), 1);
+    }
+}

@@ -29,7 +29,9 @@ fn number(value: u32) -> c_int {
 /// What the device can do, in the bits of `enum ibv_device_cap_flags`.
 fn capability_flags(attributes: &DeviceAttributes) -> u64 {
     // Bit 31 is the kernel's own for on-demand paging; libibverbs says that in `odp_caps`.
-    (attributes.capabilities - Capabilities::ON_DEMAND).bits()
+    // Extended connections are the model's, and not here yet.
+    let elsewhere = Capabilities::ON_DEMAND | Capabilities::EXTENDED_CONNECTIONS;
+    (attributes.capabilities - elsewhere).bits()
 }
 
 fn attributes(context: &Context) -> IbvDeviceAttr {
@@ -97,7 +99,6 @@ fn attributes_ex(context: &Context) -> IbvDeviceAttrEx {
             max_cq_period: known.moderation.max_period_us,
         },
         max_dm_size: known.limits.device_memory,
-        xrc_odp_caps: on_demand.xrc.bits(),
         phys_port_cnt_ex: known.ports.into(),
         ..zeros
     }
