@@ -72,7 +72,8 @@ fn the_seventh_page_fault_of_ib_write_bw_fails_and_the_client_sees_the_right_sta
     let options = ["--cold", "--plan", plan.to_str().expect("a name in UTF-8")];
     let outputs = pair(&options, &["--cold"], &program);
     // 10 is IBV_WC_REM_ACCESS_ERR.
-    assert!(text(&outputs.0.stdout).contains("Failed status 10"), "{}", both(&outputs));
+    let client = text(&outputs.0.stdout) + &text(&outputs.0.stderr);
+    assert!(client.contains("Failed status 10"), "{}", both(&outputs));
     assert!(!outputs.0.status.success());
     let said = text(&outputs.1.stderr);
     assert!(said.contains("rule 1 (line 1, mr.page_fault) fired 1 times"), "{said}");
