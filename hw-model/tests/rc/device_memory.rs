@@ -147,3 +147,33 @@ fn a_null_key_is_local_and_of_its_domain() {
         assert!(pair.a.hca.destroy_null_key(Key(region.key.0)).is_err(), "another sort of key");
     }
 }
+
+/// A counter in device memory that peers add to, that the host reads, and that a window can give away.
+#[test]
+fn atomics_on_device_memory_add_up() {
+    let mut pair = Pair::new(config());
+    let memory = pair.b.hca.alloc_device_memory(64, 0).expect("room");
+    let region = memory.register(pair.b.pd, ALL, 0, 64).expect("a region");
+    let local = pair.a.region(PAGE_SIZE);
+    let at = |address| Remote { key: region.key(), address: RegionAddr(address) };
+    let sges = [local.sge(0, 8)];
+    for turn in 0..10_u64 {
+        assert_eq!(pair.ask(&SendRequest::fetch_add(turn, &sges, at(8), 5)), Status::Success);
+        assert_eq!(pair.a.bytes(&local, 0, 8), (turn * 5).to_le_bytes(), "what it was before");
+    }
+    assert_eq!(pair.ask(&SendRequest::compare_swap(10, &sges, at(8), 50, 7)), Status::Success);
+    let mut word = [0; 8];
+    memory.copy_from(8, &mut word).expect("in it");
+    assert_eq!(u64::from_le_bytes(word), 7);
+    // The answer may go nowhere.
+    let null = pair.a.hca.create_null_key(pair.a.pd).expect("a key");
+    let nowhere = [Sge { key: null, address: RegionAddr(0), length: 8 }];
+    assert_eq!(pair.ask(&SendRequest::fetch_add(11, &nowhere, at(8), 1)), Status::Success);
+    memory.copy_from(8, &mut word).expect("in it");
+    assert_eq!(u64::from_le_bytes(word), 8);
+    assert_eq!(
+        pair.ask(&SendRequest::fetch_add(12, &sges, at(64), 1)),
+        Status::RemoteAccessError,
+        "past its end"
+    );
+}
