@@ -379,7 +379,9 @@ fn some_policy(choices: &mut Choices) -> FaultPolicy {
 /// of two asks for pages by range.
 fn with_choices_of_its_seed(config: HcaConfig) -> HcaConfig {
     let replacement = [Replacement::LeastRecent, Replacement::Oldest, Replacement::Random];
-    let pick = |of: u64, shift: u32| (config.seed >> shift) % of;
+    // Spread over all bits, however small the seed is.
+    let mixed = config.seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let pick = |of: u64, shift: u32| (mixed >> shift) % of;
     let shape = |sets: u32, shift: u32| CacheShape {
         sets,
         ways: 1 << pick(3, shift),
