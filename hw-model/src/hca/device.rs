@@ -8,7 +8,7 @@ use super::engine::{Engine, Step};
 use super::events::{AsyncEvent, AsyncEvents};
 use super::fault::{FaultOutcome, FaultQueue, FaultToken};
 use super::key::KeyTable;
-use super::mailbox::{Mail, Mailbox};
+use super::mailbox::Mailbox;
 use super::pd::{Pd, PdError, PdTable};
 use super::points;
 use super::qp::{
@@ -19,7 +19,7 @@ use super::stats::{Counters, HcaStats, LiveObjects};
 use super::time::Time;
 use crate::bus::{DmaEpoch, DmaPort, MAX_SLOTS};
 use crate::fault_plan::Points;
-use crate::link::{Ingress, Link, LoanTerms};
+use crate::link::{Ingress, Link, LoanTerms, Roused};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
 use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn, Srqn};
@@ -105,17 +105,24 @@ struct Inbox {
     whole_bursts: bool,
 }
 
-impl Inbox {
-    fn leave(&self, packet: Packet) -> &Mailbox {
-        let mailbox = &self.mailboxes[packet.destination_qp.0 as usize % self.mailboxes.len()];
-        mailbox.leave(|mail| mail.packets.push_back(packet));
-        mailbox
-    }
-}
-
 impl Ingress for Inbox {
     fn deliver(&self, packet: Packet) {
-        self.leave(packet).wake();
+        let index = self.leave(packet);
+        self.wake(index);
+    }
+    fn leave(&self, packet: Packet) -> usize {
+        let index = packet.destination_qp.0 as usize % self.mailboxes.len();
+        self.mailboxes[index].leave(|mail| mail.packets.push_back(packet));
+        index
+    }
+    fn wake(&self, index: usize) {
+        self.mailboxes[index].wake();
+    }
+    fn run(&self, index: usize, steps: &mut usize, roused: &mut Roused) {
+        match self.hca.upgrade().filter(|hca| hca.device.config.callers_drive) {
+            Some(hca) => hca.run(index, steps, roused),
+            None => self.wake(index),
+        }
     }
     fn deliver_all(&self, packets: &mut Vec<Packet>) {
         for packet in packets.drain(..) {
@@ -136,8 +143,6 @@ impl Ingress for Inbox {
 
 /// Idle payload buffers kept for each engine.
 const BUFFERS_AN_ENGINE: usize = 256;
-/// Steps that a posting thread does at most, and a polling one.
-const STEPS_OF_A_CALLER: usize = 16;
 
 impl Hca {
     /// A device that masters the bus through `port` and talks through `link`.
@@ -395,7 +400,10 @@ impl Hca {
     /// # Panics
     /// If there is no such engine.
     pub fn step_engine(&self, index: usize, now: Time) -> Step {
-        self.engines[index].lock().step(now)
+        let mut engine = self.engines[index].lock();
+        let step = engine.step(now);
+        engine.roused().wake();
+        step
     }
 
     /// Time as the threads of this device tell it to the engines.
@@ -425,34 +433,6 @@ impl Hca {
         }
     }
 
-    /// Steps an engine that nobody else is stepping, until it is idle or enough was done, and leaves the rest to its
-    /// thread.
-    fn drive(&self, index: usize) {
-        let mailbox = &self.device.mailboxes[index];
-        let Some(mut engine) = self.engines[index].try_lock() else {
-            mailbox.wake();
-            return;
-        };
-        let now = self.now();
-        for _ in 0..STEPS_OF_A_CALLER {
-            match engine.step(now) {
-                Step::Worked => {}
-                Step::Blocked => break,
-                Step::Idle { wake_at } => {
-                    drop(engine);
-                    if mailbox.has_mail() {
-                        mailbox.wake();
-                    } else if let Some(time) = wake_at {
-                        mailbox.wake_for(time.0);
-                    }
-                    return;
-                }
-            }
-        }
-        drop(engine);
-        mailbox.wake();
-    }
-
     fn index(&self, qpn: Qpn) -> usize {
         qpn.0 as usize % self.engines.len()
     }
@@ -475,7 +455,7 @@ impl Drop for Hca {
         self.device.link.detach();
         // A packet that nobody takes any more can hold its sender, and be held by it.
         for mailbox in self.device.mailboxes.iter() {
-            mailbox.collect(&mut Mail::default());
+            mailbox.close();
         }
     }
 }

@@ -1,8 +1,11 @@
-//! Threads around the engines: thin loops that step, spin for a moment, and sleep.
+//! Threads around the engines: thin loops that step, spin for a moment, and sleep. And the threads of callers, who run the
+//! engine they post to, and their peer's if it is in this process, before anybody is woken: what is small is done when the
+//! call returns.
 
 use super::device::Hca;
 use super::engine::Step;
 use super::time::Time;
+use crate::link::Roused;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::sync::Parker;
@@ -12,6 +15,8 @@ use std::time::Duration;
 
 /// Steps that a thread does before it lets others at its engine.
 const STEPS_A_TURN: usize = 16;
+/// Steps that a posting thread does at most, and a polling one, of all the engines that it runs.
+const STEPS_OF_A_CALLER: usize = 32;
 /// Looks at the mailbox before going to sleep: a microsecond or two.
 const SPINS: usize = 200;
 /// How soon a thread that found the epoch closed tries again.
@@ -44,6 +49,40 @@ impl Hca {
             running.threads.push(thread);
         }
         Ok(running)
+    }
+}
+
+impl Hca {
+    /// Steps an engine on the calling thread, and those that it sends to and that answer, until they are idle or enough was
+    /// done. What is left is for their threads.
+    pub(super) fn drive(&self, index: usize) {
+        let mut steps = STEPS_OF_A_CALLER;
+        let mut roused = Roused::default();
+        self.run(index, &mut steps, &mut roused);
+        roused.run(&mut steps);
+    }
+
+    /// Steps one engine that nobody else is stepping.
+    pub(super) fn run(&self, index: usize, steps: &mut usize, roused: &mut Roused) {
+        let mailbox = &self.device.mailboxes[index];
+        let Some(mut engine) = self.engine_at(index).try_lock() else {
+            mailbox.wake();
+            return;
+        };
+        let now = self.now();
+        let mut step = Step::Worked;
+        while *steps > 0 && step == Step::Worked {
+            *steps -= 1;
+            step = engine.step(now);
+        }
+        roused.take_from(engine.roused());
+        drop(engine);
+        match step {
+            Step::Worked | Step::Blocked => mailbox.remind(),
+            Step::Idle { .. } if mailbox.has_mail() => mailbox.wake(),
+            Step::Idle { wake_at: Some(time) } => mailbox.wake_for(time.0),
+            Step::Idle { wake_at: None } => {}
+        }
     }
 }
 
@@ -82,6 +121,7 @@ fn turn(hca: &Hca, index: usize) -> Step {
     let now = hca.now();
     for _ in 0..STEPS_A_TURN {
         step = engine.step(now);
+        engine.roused().wake();
         if step != Step::Worked {
             break;
         }

@@ -10,10 +10,12 @@ use super::device::Device;
 use super::key::Caller;
 use super::loan;
 use super::mailbox::Mail;
+use super::outbox::Outbox;
 use super::qp::{Context, Core, Dma, ModifyQpError, Next, QpAttributes, QpChange};
 use super::time::Time;
 use super::translate::{Obstacle, Piece, Span, span_capacity, transfer, translate};
 use crate::bus::Slot;
+use crate::link::Roused;
 use crate::sync::Arc;
 use crate::wire::{Packet, Payload, Qpn};
 use hashbrown::HashMap;
@@ -59,6 +61,7 @@ pub(super) struct Engine {
     pending: Option<Pending>,
     /// What it remembers of translations, if it does.
     cache: Option<Box<TranslationCache>>,
+    outbox: Outbox,
 }
 
 /// A burst that is not over.
@@ -104,8 +107,14 @@ impl Engine {
             lent: Vec::with_capacity(spans),
             pending: None,
             cache,
+            outbox: Outbox::default(),
             device,
         }
+    }
+
+    /// Engines of this process that are to hear of what this one sent. Whoever steps it sees to that after each step.
+    pub(super) fn roused(&mut self) -> &mut Roused {
+        self.outbox.roused()
     }
 
     /// Does a bounded amount of work.
@@ -270,7 +279,8 @@ impl Engine {
     ) -> Option<Next> {
         let counters = &self.device.counters[self.index];
         let core = self.qps.get_mut(&qpn)?;
-        let mut context = Context { now, device: &self.device, counters, pieces: &mut self.pieces };
+        let mut context =
+            Context { now, device: &self.device, counters, pieces: &mut self.pieces, outbox: &self.outbox };
         Some(run(core, &mut context))
     }
 

@@ -12,6 +12,8 @@ use std::collections::VecDeque;
 pub(super) struct Mailbox {
     mail: Mutex<Mail>,
     waiting: AtomicBool,
+    /// The device has gone. Changed under the lock of `mail`.
+    closed: AtomicBool,
     /// When the engine's thread means to wake by itself, in nanoseconds; [`RUNNING`] while it is awake or does not exist.
     asleep_until: AtomicU64,
     thread: Unparker,
@@ -34,6 +36,7 @@ impl Mailbox {
         Self {
             mail: Mutex::new(Mail::default()),
             waiting: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             asleep_until: AtomicU64::new(RUNNING),
             thread,
         }
@@ -42,8 +45,28 @@ impl Mailbox {
     /// Leaves something. Does not wake anybody.
     pub(super) fn leave(&self, put: impl FnOnce(&mut Mail)) {
         let mut mail = self.mail.lock();
+        if self.closed.load(Ordering::Relaxed) {
+            // What was to be put goes with `put`, after the lock.
+            drop(mail);
+            return;
+        }
         put(&mut mail);
         self.waiting.store(true, Ordering::SeqCst);
+    }
+
+    /// Has the engine's thread go on with what another thread left undone.
+    pub(super) fn remind(&self) {
+        self.waiting.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Takes nothing any more, and drops what there is: nobody will collect it.
+    pub(super) fn close(&self) {
+        let mut mail = self.mail.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        let left = std::mem::take(&mut *mail);
+        drop(mail);
+        drop(left);
     }
 
     /// Takes all there is in exchange for `empty`.

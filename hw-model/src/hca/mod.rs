@@ -35,6 +35,7 @@ mod key;
 mod key_verbs;
 mod loan;
 mod mailbox;
+mod outbox;
 mod page_list;
 mod pd;
 pub mod points;

@@ -76,6 +76,9 @@ impl Link for FabricPort {
             ingress.deliver(packet);
         }
     }
+    fn neighbour(&self, destination: Gid) -> Option<Arc<dyn Ingress>> {
+        self.fabric.ports.read().attached.get(&destination).cloned()
+    }
     fn takes_loans(&self, destination: Gid, terms: &LoanTerms<'_>) -> bool {
         let ports = self.fabric.ports.read();
         ports.attached.get(&destination).is_some_and(|ingress| ingress.takes_loans(terms))

@@ -7,6 +7,7 @@ mod faulty;
 mod loopback;
 mod pcap;
 mod planned;
+mod roused;
 #[cfg(not(any(loom, shuttle)))]
 mod shm;
 #[cfg(not(any(loom, shuttle)))]
@@ -16,6 +17,7 @@ pub use faulty::{FaultyLink, LossCounts, LossRates, LossRule, PacketDirection, P
 pub use loopback::{Fabric, FabricPort};
 pub use pcap::PcapLink;
 pub use planned::{OPCODES, POINTS as PLANNED_POINTS, PlannedLink, RECEIVE, SEND};
+pub use roused::Roused;
 #[cfg(not(any(loom, shuttle)))]
 pub use shm::{OpenShmError, ShmConfig, ShmCounts, ShmLink};
 #[cfg(not(any(loom, shuttle)))]
@@ -55,6 +57,13 @@ pub trait Link: Send + Sync {
         let _ = (peer, qp);
     }
 
+    /// The HCA at `destination`, if it is in this process and packets get to it as they are, at once. Whoever has it leaves
+    /// packets there itself, and sees to it that they are heard of.
+    fn neighbour(&self, destination: Gid) -> Option<Arc<dyn Ingress>> {
+        let _ = destination;
+        None
+    }
+
     /// Whether the HCA at `destination` takes loans on these terms, and packets get to it without anybody on the way
     /// looking at their bytes.
     fn takes_loans(&self, destination: Gid, terms: &LoanTerms<'_>) -> bool {
@@ -81,6 +90,24 @@ pub trait Ingress: Send + Sync {
     /// sending takes.
     fn deliver_all(&self, packets: &mut Vec<Packet>) {
         packets.drain(..).for_each(|packet| self.deliver(packet));
+    }
+
+    /// Queues a packet and wakes nobody: the engine with the number that this gives is to be run or woken.
+    fn leave(&self, packet: Packet) -> usize {
+        self.deliver(packet);
+        0
+    }
+
+    /// Wakes engine `index` if it sleeps.
+    fn wake(&self, index: usize) {
+        let _ = index;
+    }
+
+    /// Runs engine `index` on the calling thread for up to `steps` steps, from which it takes what it used; or, where
+    /// callers do not run engines, wakes it. Engines that it left packets for are added to `roused`. Never blocks.
+    fn run(&self, index: usize, steps: &mut usize, roused: &mut Roused) {
+        let _ = (steps, roused);
+        self.wake(index);
     }
 
     /// Whether its engines fetch the bytes of packets on these terms.
@@ -114,6 +141,9 @@ impl<L: Link + ?Sized> Link for Arc<L> {
     }
     fn congested(&self, peer: Gid, qp: Qpn) {
         (**self).congested(peer, qp);
+    }
+    fn neighbour(&self, destination: Gid) -> Option<Arc<dyn Ingress>> {
+        (**self).neighbour(destination)
     }
     fn takes_loans(&self, destination: Gid, terms: &LoanTerms<'_>) -> bool {
         (**self).takes_loans(destination, terms)

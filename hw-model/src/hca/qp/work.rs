@@ -6,6 +6,7 @@ use crate::hca::config::PathMtu;
 use crate::hca::device::Device;
 use crate::hca::fault::{FaultAccess, FaultKind, FaultScheme, FaultToken, FaultWait, PageFault, Posted};
 use crate::hca::key::Access;
+use crate::hca::outbox::Outbox;
 use crate::hca::points;
 use crate::hca::request::Status;
 use crate::hca::stats::Counters;
@@ -20,6 +21,7 @@ pub(in crate::hca) struct Context<'a> {
     pub(in crate::hca) counters: &'a Counters,
     /// Filled with what a [`Dma`] moves.
     pub(in crate::hca) pieces: &'a mut Vec<Piece>,
+    pub(in crate::hca) outbox: &'a Outbox,
 }
 
 /// What a queue pair wants next.
@@ -98,7 +100,7 @@ impl Context<'_> {
     pub(super) fn send(&self, route: &Route, psn: Psn, marks: Marks, header: Header, payload: Payload) {
         self.counters.packets_sent.add(1);
         self.counters.bytes_sent.add(payload.len() as u64);
-        self.device.link.send(Packet {
+        let packet = Packet {
             source: self.device.gid,
             destination: route.gid,
             route: route.global,
@@ -111,7 +113,8 @@ impl Context<'_> {
             migrated: true,
             header,
             payload,
-        });
+        };
+        self.outbox.send(&*self.device.link, packet);
     }
 
     /// A payload buffer.
