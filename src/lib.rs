@@ -5,6 +5,7 @@ pub mod info;
 pub mod machine;
 pub mod mixed;
 pub mod peer;
+pub mod perf;
 pub mod route;
 pub mod run;
 #[cfg(test)]

@@ -26,8 +26,9 @@ enum Command {
     Route(anypage::route::Args),
     /// Says what this machine gives: devices, limits, the rung of the ladder in force and why not a better one.
     Info(anypage::info::Args),
-    /// Moves data between two processes or hosts over RoCEv2, measures it, and verifies every byte.
-    Perf(anypage::peer::Args),
+    /// Measures rate and latency of one operation between two HCAs of this process; with --listen and --connect between two
+    /// processes or hosts over RoCEv2, every byte verified.
+    Perf(anypage::perf::Args),
     /// Starts a program with modelled RDMA devices: our libibverbs takes the place of the system's.
     Run(anypage::run::Args),
 }
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         Command::Sim(args) => anypage::sim::main(&args),
         Command::Route(args) => anypage::route::main(&args),
         Command::Info(args) => anypage::info::main(&args),
-        Command::Perf(args) => anypage::peer::main(&args),
+        Command::Perf(args) => anypage::perf::main(&args),
         Command::Run(args) => anypage::run::main(&args),
     }
 }

@@ -121,3 +121,47 @@ fn info_says_what_is_here_in_both_forms_and_refuses_what_it_does_not_know() {
     assert_eq!(report["ladder"]["best"], best["rung"], "the best rung is the first that can be had");
     assert_eq!(anypage(&["info", "--colour"]).status.code(), Some(2));
 }
+
+#[test]
+fn perf_measures_every_operation_and_names_what_is_out_of_range() {
+    for operation in ["write", "read", "send", "atomic"] {
+        for odp in [false, true] {
+            let mut arguments = vec![
+                "perf", operation, "--iters", "300", "--depth", "4", "--qps", "3", "--memory", "1M", "--json",
+            ];
+            arguments.extend(odp.then_some("--odp"));
+            let output = anypage(&arguments);
+            assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+            let report: serde_json::Value =
+                serde_json::from_slice(&output.stdout).expect("--json prints JSON");
+            assert_eq!((&report["operation"], &report["messages"]), (&operation.into(), &300.into()));
+            assert_eq!(report["on_demand"], odp);
+            assert!(report["latency"]["min_ns"].as_u64() > Some(0), "{report}");
+            assert!(report["latency"]["p50_ns"].as_u64() <= report["latency"]["max_ns"].as_u64(), "{report}");
+            if odp && operation == "write" {
+                assert!(report["faults"].as_u64() > Some(0), "memory on demand was there before: {report}");
+            }
+        }
+    }
+    let table = anypage(&["perf", "write", "--duration", "0.1", "--size", "4K", "--memory", "1M"]);
+    let text = String::from_utf8(table.stdout).expect("text");
+    assert!(text.contains("messages a second") && text.contains("99.9 %"), "{text}");
+    let bad: [&[&str]; 7] = [
+        &["perf", "dance"],
+        &["perf", "write", "--depth", "0"],
+        &["perf", "write", "--size", "2M", "--memory", "1M"],
+        &["perf", "write", "--qps", "9999999"],
+        &["perf", "write", "--duration", "0"],
+        &["perf", "write", "--duration", "1", "--iters", "5"],
+        &["perf", "atomic", "--size", "16"],
+    ];
+    for arguments in bad {
+        let output = anypage(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}

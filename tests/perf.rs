@@ -65,7 +65,8 @@ fn what_cannot_be_is_refused_with_a_word_of_why() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output));
         assert!(text(&output).contains(word), "{arguments:?}: {}", text(&output));
     };
-    fails(&["write"], 2, "--listen");
+    fails(&["write", "--loss", "1"], 2, "--listen");
+    fails(&["atomic", "--connect", "127.0.0.2"], 2, "one process");
     fails(&["--listen", "--connect", "127.0.0.1"], 2, "cannot be used with");
     fails(&["write", "--connect", "127.0.0.2", "--size", "65M"], 2, "64M");
     fails(&["write", "--connect", "127.0.0.2", "--loss", "51"], 2, "--loss");

@@ -43,7 +43,7 @@ pub struct End {
 /// Opens a link at the address that is asked for, or at one that is free.
 pub fn open(args: &Args, via: Via, own: IpAddr) -> Result<(IpAddr, Arc<dyn Link>), PerfError> {
     let what = |address| format!("cannot open a link at {address}");
-    let asked = args.address.or(args.listen).or((!own.is_loopback()).then_some(own));
+    let asked = args.sides.address.or(args.sides.listen).or((!own.is_loopback()).then_some(own));
     if let Some(address) = asked {
         let link = link_at(address, via).map_err(|error| match error {
             Refused::Taken(error) | Refused::Other(error) => {
@@ -87,13 +87,13 @@ fn link_at(address: IpAddr, via: Via) -> Result<Arc<dyn Link>, Refused> {
 /// Wraps a link in what the options ask for.
 pub fn wrap(args: &Args, link: Arc<dyn Link>) -> Result<Arc<dyn Link>, PerfError> {
     let mut link = link;
-    if args.loss > 0.0 {
-        let rates = LossRates { drop: (args.loss * 10.0).round() as u32, ..LossRates::default() };
+    if args.sides.loss > 0.0 {
+        let rates = LossRates { drop: (args.sides.loss * 10.0).round() as u32, ..LossRates::default() };
         let rule = |direction| LossRule { direction, kinds: PacketKinds::all(), rates };
         let rules = [rule(PacketDirection::Outgoing), rule(PacketDirection::Incoming)];
         link = Arc::new(FaultyLink::with_rules(link, rules, 1));
     }
-    if let Some(path) = &args.pcap {
+    if let Some(path) = &args.sides.pcap {
         let what = || format!("cannot write {}", path.display());
         let file = File::create(path).map_err(setup(what()))?;
         link = Arc::new(PcapLink::new(link, file).map_err(setup(what()))?);
@@ -108,7 +108,7 @@ pub fn mtu(args: &Args, via: Via, link: &dyn Link) -> Result<u32, PerfError> {
         Via::Udp => max as u32,
         Via::Shm => (max as u32).min(SHARED_MTU),
     };
-    let mtu = args.mtu.unwrap_or(largest);
+    let mtu = args.sides.mtu.unwrap_or(largest);
     let fits = PathMtu::new(mtu).is_some() && mtu as usize <= max;
     if fits { Ok(mtu) } else { Err(PerfError::Mtu { mtu, max }) }
 }
@@ -121,7 +121,7 @@ impl End {
         let path_mtu = path_mtu.ok_or(PerfError::Mtu { mtu: plan.mtu, max })?;
         let mut hca =
             HcaConfig { path_mtu, window_bytes: AHEAD, seed: seed(address), ..HcaConfig::default() };
-        if args.loss > 0.0 {
+        if args.sides.loss > 0.0 {
             hca.retry_count = PATIENT;
         }
         let space = ProcessSpace::open(Options::default()).map_err(setup("the memory of this process"))?;

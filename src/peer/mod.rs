@@ -38,19 +38,33 @@ pub enum Via {
     Shm,
 }
 
-/// The options of perf.
-#[derive(ClapArgs, Clone, Debug)]
+/// What one side does.
+#[derive(Clone, Debug)]
 pub struct Args {
     /// What to do; the side that listens takes it from the other.
-    #[arg(value_enum, default_value = "write")]
     pub operation: Operation,
+    /// Bytes of a message.
+    pub size: u32,
+    /// Messages.
+    pub iterations: u64,
+    /// Messages under way at a time.
+    pub window: u32,
+    /// Register this side's memory on demand.
+    pub odp: bool,
+    /// Where the other side is, and what lies between.
+    pub sides: Sides,
+}
+
+/// The options of perf between two processes or hosts.
+#[derive(ClapArgs, Clone, Debug)]
+#[command(next_help_heading = "Between two processes or hosts")]
+pub struct Sides {
     /// Wait at this address for the other side.
     #[arg(
         long,
         value_name = "ADDRESS",
         num_args = 0..=1,
         default_missing_value = "127.0.0.2",
-        required_unless_present = "connect",
         conflicts_with = "connect"
     )]
     pub listen: Option<IpAddr>,
@@ -63,24 +77,12 @@ pub struct Args {
     /// TCP port over which the two sides agree.
     #[arg(long, default_value_t = 18515)]
     pub port: u16,
-    /// Bytes of a message: up to 64M. Takes K and M.
-    #[arg(long, default_value = "64K", value_parser = parse_bytes)]
-    pub size: u32,
-    /// Messages.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
-    pub iterations: u64,
-    /// Messages under way at a time.
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub window: u32,
     /// What carries the packets.
     #[arg(long, value_enum, default_value = "udp")]
     pub via: Via,
     /// Payload of a full packet: a power of two from 256. Of UDP at most 4096, which is also the default.
     #[arg(long)]
     pub mtu: Option<u32>,
-    /// Register this side's memory on demand: its pages fault in while data moves.
-    #[arg(long)]
-    pub odp: bool,
     /// Write what this side sends and receives to a file that Wireshark reads.
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
@@ -89,16 +91,23 @@ pub struct Args {
     pub loss: f64,
 }
 
-/// `65536`, `64K`, `1M`.
-fn parse_bytes(text: &str) -> Result<u32, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is not a number of bytes such as 64K"))?;
-    let bytes = number.checked_mul(1 << shift).filter(|bytes| (1..=64 << 20).contains(bytes));
-    bytes.map(|bytes| bytes as u32).ok_or_else(|| format!("{text} is not from 1 to 64M"))
+impl Sides {
+    /// Whether there is another side.
+    #[must_use]
+    pub fn are_two(&self) -> bool {
+        self.listen.is_some() || self.connect.is_some()
+    }
+    /// The first option that means nothing without another side.
+    #[must_use]
+    pub fn idle_option(&self) -> Option<&'static str> {
+        let given = [
+            ("address", self.address.is_some()),
+            ("mtu", self.mtu.is_some()),
+            ("pcap", self.pcap.is_some()),
+            ("loss", self.loss != 0.0),
+        ];
+        given.into_iter().find_map(|(name, given)| given.then_some(name))
+    }
 }
 
 /// Why nothing was measured.
@@ -186,21 +195,6 @@ pub fn main(args: &Args) -> ExitCode {
             let code = error.exit_code();
             eprintln!("{:?}", miette::Report::new(error));
             ExitCode::from(code)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_bytes;
-
-    #[test]
-    fn message_sizes_are_read_as_people_write_them() {
-        assert_eq!(parse_bytes("8"), Ok(8));
-        assert_eq!(parse_bytes("64K"), Ok(64 << 10));
-        assert_eq!(parse_bytes("64m"), Ok(64 << 20));
-        for bad in ["", "K", "0", "-1", "65M", "99999999999M", "1.5K"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }
 }

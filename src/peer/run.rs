@@ -56,12 +56,12 @@ impl fmt::Display for Summary {
 /// # Errors
 /// See [`PerfError`].
 pub fn run(args: &Args) -> Result<Summary, PerfError> {
-    if !(0.0..=50.0).contains(&args.loss) {
-        return Err(PerfError::Loss { percent: args.loss });
+    if !(0.0..=50.0).contains(&args.sides.loss) {
+        return Err(PerfError::Loss { percent: args.sides.loss });
     }
-    match (args.listen, args.connect) {
-        (Some(address), _) => listen(args, Talk::listen(address, args.port)?),
-        (None, Some(address)) => connect(args, Talk::connect(address, args.port)?),
+    match (args.sides.listen, args.sides.connect) {
+        (Some(address), _) => listen(args, Talk::listen(address, args.sides.port)?),
+        (None, Some(address)) => connect(args, Talk::connect(address, args.sides.port)?),
         (None, None) => unreachable!("the command line asks for one of them"),
     }
 }
@@ -102,7 +102,7 @@ fn listen(args: &Args, mut talk: Talk) -> Result<Summary, PerfError> {
 }
 
 fn connect(args: &Args, mut talk: Talk) -> Result<Summary, PerfError> {
-    let via = args.via;
+    let via = args.sides.via;
     let (address, link) = open(args, via, talk.own_address()?)?;
     let link = wrap(args, link)?;
     let plan = Plan {

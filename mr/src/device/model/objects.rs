@@ -30,6 +30,14 @@ pub struct ModelPd {
 }
 
 impl ModelPd {
+    /// A new one on `device`, as [`Device::alloc_pd`](crate::Device::alloc_pd) makes it, with the model's own type.
+    ///
+    /// # Errors
+    /// [`PdError`] if the device has no more.
+    pub fn alloc(device: &Arc<ModelDevice>) -> Result<Arc<Self>, PdError> {
+        Self::new(Arc::clone(device))
+    }
+
     pub(super) fn new(device: Arc<ModelDevice>) -> Result<Arc<Self>, PdError> {
         let handle = device.hca().alloc_pd()?;
         Ok(Arc::new(Self { device, handle }))

@@ -1,0 +1,136 @@
+//! `anypage perf`: rate and latency of one operation.
+//!
+//! Two ends: the one that serves has memory and queue pairs and tells what a peer must know ([`end::Served`]); the one that
+//! asks ([`run`]) keeps so many requests under way on each of its queue pairs, one thread posting and polling. Here both are
+//! in this process, each with a modelled HCA of its own behind an IOMMU. With --listen or --connect this process is one end,
+//! and [`peer`] does the work.
+
+mod end;
+mod report;
+mod run;
+
+pub use report::{Latency, Report};
+pub use run::{PerfError, run};
+
+use crate::peer;
+use clap::{Args as ClapArgs, ValueEnum};
+use std::process::ExitCode;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Operation {
+    /// RDMA write.
+    Write,
+    /// RDMA read.
+    Read,
+    /// Send, into receives that the other end keeps posting.
+    Send,
+    /// Fetch and add, on one word after the other.
+    Atomic,
+}
+
+impl Operation {
+    /// Its name, as on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Read => "read",
+            Self::Send => "send",
+            Self::Atomic => "atomic",
+        }
+    }
+}
+
+/// The options of the measurement.
+#[derive(ClapArgs, Clone, Debug)]
+#[command(
+    after_help = "Exit status: 0 measured, 1 a request failed, 2 the command line was wrong, 3 this machine cannot do it."
+)]
+pub struct Args {
+    /// What to measure; a side that listens takes it from the other.
+    #[arg(value_enum, default_value = "write")]
+    pub operation: Operation,
+    /// Bytes of a message; an atomic has 8. Takes K, M and G.
+    #[arg(long, default_value = "64K", value_parser = crate::demo::parse_size)]
+    pub size: u64,
+    /// Register both ends on demand: pages are brought in by page faults. Otherwise both are pinned.
+    #[arg(long)]
+    pub odp: bool,
+    /// Requests to measure, instead of measuring for a time; between two processes 10000 unless told.
+    #[arg(long, conflicts_with = "duration", alias = "iterations")]
+    pub iters: Option<u64>,
+    /// Seconds to measure for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    pub duration: f64,
+    /// Requests under way on each queue pair. Latency is best seen with 1.
+    #[arg(long, default_value_t = 16, alias = "window")]
+    pub depth: u32,
+    /// Queue pairs.
+    #[arg(long, default_value_t = 1)]
+    pub qps: u32,
+    /// Bytes of memory of each end: messages go from place to place in it.
+    #[arg(long, default_value = "64M", value_parser = crate::demo::parse_size)]
+    pub memory: u64,
+    /// Print the result as JSON (docs/perf.schema.json).
+    #[arg(long)]
+    pub json: bool,
+    /// Two processes or hosts.
+    #[command(flatten)]
+    pub sides: peer::Sides,
+}
+
+/// Messages between two processes unless told.
+const BETWEEN_PROCESSES: u64 = 10_000;
+
+impl Args {
+    /// What this side does of a measurement between two.
+    fn of_two_sides(&self) -> Result<peer::Args, PerfError> {
+        let operation = match self.operation {
+            Operation::Write => peer::Operation::Write,
+            Operation::Read => peer::Operation::Read,
+            Operation::Send => peer::Operation::Send,
+            Operation::Atomic => return Err(PerfError::OneProcessOnly { what: "an atomic" }),
+        };
+        if self.json {
+            return Err(PerfError::OneProcessOnly { what: "--json" });
+        }
+        if self.qps != 1 {
+            return Err(PerfError::OneProcessOnly { what: "--qps" });
+        }
+        run::within("size (between two processes 64M at most)", self.size, 1, 64 << 20)?;
+        run::within("depth", self.depth.into(), 1, 256)?;
+        let iterations = self.iters.unwrap_or(BETWEEN_PROCESSES);
+        run::within("iters", iterations, 1, u64::MAX)?;
+        let (size, window, odp) = (self.size as u32, self.depth, self.odp);
+        Ok(peer::Args { operation, size, iterations, window, odp, sides: self.sides.clone() })
+    }
+}
+
+/// Measures and prints. 0: measured; 1: a request failed; 2: bad input; 3: this machine cannot.
+#[must_use]
+pub fn main(args: &Args) -> ExitCode {
+    if args.sides.are_two() {
+        return match args.of_two_sides() {
+            Ok(args) => peer::main(&args),
+            Err(error) => refuse(error),
+        };
+    }
+    match run(args) {
+        Ok(report) if args.json => {
+            println!("{}", serde_json::to_string_pretty(&report).expect("the report is plain data"));
+            ExitCode::SUCCESS
+        }
+        Ok(report) => {
+            println!("{}", report.table());
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(error),
+    }
+}
+
+fn refuse(error: PerfError) -> ExitCode {
+    let code = error.exit_code();
+    eprintln!("{:?}", miette::Report::new(error));
+    ExitCode::from(code)
+}

@@ -1,0 +1,282 @@
+//! The measurement: so many requests under way on each queue pair, and for each that ends the next.
+
+use super::end::{End, Served};
+use super::report::{Latency, Report};
+use super::{Args, Operation};
+use crate::machine::{Machine, MachineConfig};
+use hdrhistogram::Histogram;
+use hw_model::hca::{Completion, HcaConfig, SendRequest, Status};
+use indicatif::{ProgressBar, ProgressStyle};
+use odp::space::AddressSpace;
+use odp::space::process::{Options, ProcessSpace};
+use std::time::{Duration, Instant};
+
+/// The longest time to wait for a completion.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Significant digits of latencies.
+const DIGITS: u8 = 3;
+const MOST_DEPTH: u32 = 8192;
+const MOST_QPS: u32 = 16384;
+const MOST_SIZE: u64 = 1 << 30;
+/// Completions of both ends together.
+const MOST_REQUESTS: u32 = 1 << 19;
+
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum PerfError {
+    /// An option is out of its range.
+    #[error("--{option} {value} is not between {least} and {most}")]
+    #[diagnostic(help("choose a value in that range"))]
+    OutOfRange {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
+    /// An atomic is of one size.
+    #[error("--size {size}: an atomic has 8 bytes")]
+    #[diagnostic(help("leave --size out, or say --size 8"))]
+    AtomicSize {
+        /// Bytes asked for.
+        size: u64,
+    },
+    /// Not done between two processes.
+    #[error("{what} is for a measurement in one process")]
+    #[diagnostic(help("leave it out, or leave out --listen and --connect"))]
+    OneProcessOnly {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// An option that says something of the other side, and no other side.
+    #[error("--{option} needs --listen or --connect")]
+    #[diagnostic(help("start one side with --listen and the other with --connect"))]
+    NoOtherSide {
+        /// The option.
+        option: &'static str,
+    },
+    /// The machine refused something that cannot be done without.
+    #[error("{what}")]
+    Setup {
+        /// What was being done.
+        what: &'static str,
+        /// What came of it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A request did not succeed.
+    #[error("a request ended with {status:?}")]
+    Failed {
+        /// How it ended.
+        status: Status,
+    },
+    /// A completion never came.
+    #[error("no request ended in {} seconds", PATIENCE.as_secs())]
+    Stuck,
+}
+
+impl PerfError {
+    /// The process's exit status for this error.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::OutOfRange { .. }
+            | Self::AtomicSize { .. }
+            | Self::OneProcessOnly { .. }
+            | Self::NoOtherSide { .. } => 2,
+            Self::Setup { .. } => 3,
+            Self::Failed { .. } | Self::Stuck => 1,
+        }
+    }
+}
+
+fn setup<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: &'static str) -> impl Fn(E) -> PerfError {
+    move |error| PerfError::Setup { what, source: error.into() }
+}
+
+pub(super) fn within(option: &'static str, value: u64, least: u64, most: u64) -> Result<(), PerfError> {
+    let refused = PerfError::OutOfRange { option, value: value.to_string(), least, most };
+    if (least..=most).contains(&value) { Ok(()) } else { Err(refused) }
+}
+
+fn check(args: &Args) -> Result<Args, PerfError> {
+    if let Some(option) = args.sides.idle_option() {
+        return Err(PerfError::NoOtherSide { option });
+    }
+    let mut args = args.clone();
+    if args.operation == Operation::Atomic {
+        if args.size != 8 && args.size != 64 << 10 {
+            return Err(PerfError::AtomicSize { size: args.size });
+        }
+        args.size = 8;
+    }
+    within("size", args.size, 1, MOST_SIZE)?;
+    within("depth", args.depth.into(), 1, MOST_DEPTH.into())?;
+    within("qps", args.qps.into(), 1, (MOST_REQUESTS / args.depth).min(MOST_QPS).into())?;
+    within("memory", args.memory, args.size.next_multiple_of(64), 1 << 40)?;
+    if let Some(iters) = args.iters {
+        within("iters", iters, 1, u64::MAX)?;
+    }
+    if !(args.duration > 0.0 && args.duration <= 86400.0) {
+        let value = args.duration.to_string();
+        return Err(PerfError::OutOfRange { option: "duration", value, least: 0, most: 86400 });
+    }
+    Ok(args)
+}
+
+/// Builds two ends in this process and measures between them.
+///
+/// # Errors
+/// See [`PerfError`].
+pub fn run(args: &Args) -> Result<Report, PerfError> {
+    let args = &check(args)?;
+    let space = ProcessSpace::open(Options::default())
+        .map_err(setup("the memory of this process cannot be given to a device"))?;
+    let config = MachineConfig::default();
+    let config = MachineConfig { hca: HcaConfig { seed: config.seed, ..config.hca }, ..config };
+    let machine = Machine::new(space.memory(), None, &config).map_err(setup("no machine could be built"))?;
+    let end = |device| End::new(device, &space, args).map_err(setup("an end could not be made"));
+    let (asking, serving) = (end(&machine.far)?, end(&machine.near)?);
+    let served = serving.served();
+    asking.connect(&served).map_err(setup("the ends do not connect"))?;
+    serving.connect(&asking.served()).map_err(setup("the ends do not connect"))?;
+    serving.prepare(args).map_err(setup("receives could not be posted"))?;
+    let faults = || {
+        let stats = [&machine.near, &machine.far].map(|device| device.hca().stats());
+        stats.iter().map(|stats| stats.faults_by_work_request + stats.faults_by_remote_access).sum::<u64>()
+    };
+    let mut load = Load::new(args, asking, served, serving);
+    // Once over all of the memory: what is measured is not the first touch.
+    let pass = load.asking.places().min(1 << 22);
+    load.measure(pass, None, &ProgressBar::hidden())?;
+    let before = faults();
+    load.latencies.reset();
+    let bar = progress(args);
+    let until = args.iters.is_none().then(|| Duration::from_secs_f64(args.duration));
+    let (messages, elapsed) = load.measure(args.iters.unwrap_or(u64::MAX), until, &bar)?;
+    bar.finish_and_clear();
+    let seconds = elapsed.as_secs_f64();
+    Ok(Report {
+        operation: args.operation.name(),
+        size: args.size,
+        qps: args.qps,
+        depth: args.depth,
+        on_demand: args.odp,
+        memory: args.memory,
+        messages,
+        seconds,
+        messages_per_second: messages as f64 / seconds,
+        bytes_per_second: messages as f64 * args.size as f64 / seconds,
+        faults: faults(),
+        faults_measured: faults() - before,
+        latency: Latency::of(&load.latencies),
+    })
+}
+
+fn progress(args: &Args) -> ProgressBar {
+    if args.json {
+        return ProgressBar::hidden();
+    }
+    let (length, template) = match args.iters {
+        Some(iters) => (iters, "{wide_bar} {human_pos}/{human_len} requests, {per_sec}"),
+        None => ((args.duration * 1e3) as u64, "{wide_bar} {pos}/{len} ms"),
+    };
+    ProgressBar::new(length).with_style(ProgressStyle::with_template(template).expect("a template"))
+}
+
+/// The end that asks, with what it asks of.
+struct Load<'a> {
+    args: &'a Args,
+    asking: End,
+    served: Served,
+    serving: End,
+    /// Message numbers given out, and receives posted.
+    next: u64,
+    receives: u64,
+    /// When the request in each place of the queues was posted.
+    posted: Vec<Instant>,
+    latencies: Histogram<u64>,
+}
+
+impl<'a> Load<'a> {
+    fn new(args: &'a Args, asking: End, served: Served, serving: End) -> Self {
+        let places = args.depth as usize * args.qps as usize;
+        let latencies = Histogram::new(DIGITS).expect("that many digits are possible");
+        let posted = vec![Instant::now(); places];
+        let receives = u64::from(args.depth) * 2;
+        Self { args, asking, served, serving, next: 0, receives, posted, latencies }
+    }
+
+    /// Runs `most` requests, or until the time is over. Gives how many ended, and the time.
+    fn measure(
+        &mut self,
+        most: u64,
+        until: Option<Duration>,
+        bar: &ProgressBar,
+    ) -> Result<(u64, Duration), PerfError> {
+        let start = Instant::now();
+        let (mut begun, mut ended) = (0, 0);
+        for place in 0..self.posted.len().min(usize::try_from(most).unwrap_or(usize::MAX)) {
+            self.post(place)?;
+            begun += 1;
+        }
+        let mut completions: Vec<Completion> = Vec::with_capacity(64);
+        let mut open = true;
+        let mut heard = start;
+        while ended < begun {
+            completions.clear();
+            let polled = self.asking.cq.poll(&mut completions, 64);
+            polled.map_err(|_| PerfError::Failed { status: Status::FlushError })?;
+            let now = Instant::now();
+            if self.args.operation == Operation::Send {
+                self.serving.serve(&mut self.receives).map_err(|status| PerfError::Failed { status })?;
+            }
+            if completions.is_empty() {
+                if now - heard > PATIENCE {
+                    return Err(PerfError::Stuck);
+                }
+                std::hint::spin_loop();
+                continue;
+            }
+            heard = now;
+            open = open && until.is_none_or(|until| now - start < until);
+            for completion in &completions {
+                if completion.status != Status::Success {
+                    return Err(PerfError::Failed { status: completion.status });
+                }
+                let place = completion.id.0 as usize;
+                self.latencies.saturating_record((now - self.posted[place]).as_nanos() as u64);
+                ended += 1;
+                if open && begun < most {
+                    self.post(place)?;
+                    begun += 1;
+                }
+            }
+            if ended & 0xfff < completions.len() as u64 {
+                bar.set_position(until.map_or(ended, |_| (now - start).as_millis() as u64));
+            }
+        }
+        Ok((ended, start.elapsed()))
+    }
+
+    /// Posts the next message in `place` of the queues.
+    fn post(&mut self, place: usize) -> Result<(), PerfError> {
+        let qp = place % self.asking.qps.len();
+        let number = self.next;
+        self.next += 1;
+        let local = [self.asking.local(number)];
+        let remote = self.asking.remote(&self.served, number);
+        let id = place as u64;
+        let request = match self.args.operation {
+            Operation::Write => SendRequest::write(id, &local, remote),
+            Operation::Read => SendRequest::read(id, &local, remote),
+            Operation::Send => SendRequest::send(id, &local),
+            Operation::Atomic => SendRequest::fetch_add(id, &local, remote, 1),
+        };
+        self.posted[place] = Instant::now();
+        self.asking.qps[qp].post_send(&request).map_err(setup("a request was refused"))
+    }
+}
