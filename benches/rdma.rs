@@ -1,7 +1,8 @@
 //! RDMA write over the in-process link, pinned and on demand, beside memcpy of the same bytes.
 //!
-//! Expected: a message is copied twice, from the source to a payload buffer that stays in cache and from there to its
-//! place, so a stream that does not fit in the cache should run near memcpy and one that does at about half of it.
+//! Expected: a message is copied once, on the thread that posts, by packets of 64 KiB. A packet costs about 1.2 us of
+//! protocol both ways (some 40 cache lines, 20 uncontended locks) and two translations a page at 20 ns, so at 9 GB/s of
+//! memcpy (7.3 us for 64 KiB) about 0.8 of memcpy at 64 KiB, and 0.9 at 1 MiB, where acknowledgements are shared.
 
 use anypage::machine::{End, Machine, MachineConfig};
 use anypage::mixed::{Kind, MixedMemory};

@@ -143,6 +143,10 @@ fn perf_measures_every_operation_and_names_what_is_out_of_range() {
             }
         }
     }
+    // Deep queues wait long: a histogram that is cut off would show one latency for all.
+    let deep = anypage(&["perf", "write", "--iters", "500", "--depth", "64", "--memory", "8M", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&deep.stdout).expect("--json prints JSON");
+    assert!(report["latency"]["max_ns"].as_u64() > Some(10_000), "64 times 64 KiB in no time: {report}");
     let table = anypage(&["perf", "write", "--duration", "0.1", "--size", "4K", "--memory", "1M"]);
     let text = String::from_utf8(table.stdout).expect("text");
     assert!(text.contains("messages a second") && text.contains("99.9 %"), "{text}");

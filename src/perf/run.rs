@@ -204,7 +204,8 @@ struct Load<'a> {
 impl<'a> Load<'a> {
     fn new(args: &'a Args, asking: End, served: Served, serving: End) -> Self {
         let places = args.depth as usize * args.qps as usize;
-        let latencies = Histogram::new(DIGITS).expect("that many digits are possible");
+        let longest = PATIENCE.as_nanos() as u64;
+        let latencies = Histogram::new_with_bounds(1, longest, DIGITS).expect("such bounds are possible");
         let posted = vec![Instant::now(); places];
         let receives = u64::from(args.depth) * 2;
         Self { args, asking, served, serving, next: 0, receives, posted, latencies }
