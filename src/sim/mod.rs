@@ -33,6 +33,7 @@ mod setup;
 mod shrink;
 mod traffic;
 mod transfers;
+mod verbs;
 mod world;
 
 pub use choices::{Choices, Trace};

@@ -68,7 +68,7 @@ impl World {
     }
 
     fn some_options(&mut self) -> RegisterOptions {
-        let all = Rights::LOCAL_WRITE | Rights::REMOTE_WRITE | Rights::REMOTE_READ;
+        let all = Rights::LOCAL_WRITE | Rights::REMOTE_WRITE | Rights::REMOTE_READ | Rights::REMOTE_ATOMIC;
         let options =
             if self.choices.chance(250) { RegisterOptions::pinned() } else { RegisterOptions::on_demand() };
         let access = self.choices.of(&[all, all, all, Rights::REMOTE_READ, Rights::LOCAL_WRITE]);

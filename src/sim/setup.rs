@@ -95,6 +95,7 @@ impl World {
             teardowns: Vec::new(),
             connections: Vec::new(),
             requests: Default::default(),
+            receives: Default::default(),
             retired: Vec::new(),
             changes: Vec::new(),
             buffer_changes: Vec::new(),

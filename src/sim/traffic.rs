@@ -2,9 +2,10 @@
 
 use super::Broken;
 use super::memory::Piece;
+use super::verbs::Verb;
 use super::world::{Connection, Request, Retired, Slot, World};
 use hw_model::addr::RegionAddr;
-use hw_model::hca::{Access as Rights, Completion, Key, Operation, Remote, SendRequest, Sge, Status};
+use hw_model::hca::{Access as Rights, Completion, Key, Remote, SendRequest, Sge, Status};
 use hw_model::sync::Arc;
 use mr::Region;
 use odp::space::Access;
@@ -14,15 +15,15 @@ use std::hash::Hash;
 const MOST_OUTSTANDING: usize = 5;
 
 /// A piece of a region: as a request names it, and what it is.
-struct Chosen {
-    key: Key,
-    address: RegionAddr,
-    piece: Piece,
+pub(super) struct Chosen {
+    pub(super) key: Key,
+    pub(super) address: RegionAddr,
+    pub(super) piece: Piece,
 }
 
 /// Which way the bytes of a request go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+pub(super) enum Way {
     /// From the poster to its peer.
     Write,
     /// From the peer to the poster.
@@ -99,7 +100,8 @@ impl World {
             local.push(self.some_part(second, left));
         }
         let len: usize = local.iter().map(|chosen| chosen.piece.len).sum();
-        let remote = Chosen { piece: Piece { len, ..remote.piece }, ..remote };
+        let mut remote = Chosen { piece: Piece { len, ..remote.piece }, ..remote };
+        let verb = self.some_verb(way, &mut local, &mut remote);
         let locals: Vec<Piece> = local.iter().map(|chosen| chosen.piece).collect();
         let (source, target) = match way {
             Way::Write => (locals, vec![remote.piece]),
@@ -110,7 +112,8 @@ impl World {
             return Ok(());
         }
         let id = self.next_id;
-        let allowed = source.iter().all(|piece| self.memory.allows_device(*piece, Access::Read))
+        let source_needs = if verb == Verb::FetchAdd { Access::Write } else { Access::Read };
+        let allowed = source.iter().all(|piece| self.memory.allows_device(*piece, source_needs))
             && target.iter().all(|piece| self.memory.allows_device(*piece, Access::Write));
         if !allowed && !self.choices.chance(100) {
             // Each that fails takes its connection with it: few are enough.
@@ -131,7 +134,7 @@ impl World {
             disturbances: self.disturbances(),
         };
         let remote = Remote { key: remote.key, address: remote.address };
-        self.send(end, way, &local, remote, request)
+        self.send(end, verb, &local, remote, request)
     }
 
     /// Posts a request that must fail and may not change a byte.
@@ -187,7 +190,8 @@ impl World {
             hastened: self.hastened,
             disturbances: self.disturbances(),
         };
-        self.send(end, way, &[local], remote, request)
+        let verb = if way == Way::Write { Verb::Write } else { Verb::Read };
+        self.send(end, verb, &[local], remote, request)
     }
 
     fn ends(&self, connection: usize, end: usize) -> [usize; 2] {
@@ -198,7 +202,7 @@ impl World {
     fn send(
         &mut self,
         end: usize,
-        way: Way,
+        verb: Verb,
         local: &[Chosen],
         remote: Remote,
         request: Request,
@@ -211,15 +215,14 @@ impl World {
             length: chosen.piece.len as u32,
         };
         let sges: Vec<Sge> = local.iter().map(entry).collect();
-        let operation = match way {
-            Way::Write => Operation::Write(remote),
-            Way::Read => Operation::Read(remote),
-        };
+        let length = sges.iter().map(|sge| sge.length).sum();
+        self.post_receive((request.connection, end), (verb, id), (remote.key, remote.address, length))?;
+        let operation = verb.operation(remote, id);
         let fence = self.choices.chance(100);
         let send = SendRequest { fence, ..SendRequest::new(id, operation, &sges) };
         self.note(|| {
             let pieces: Vec<Piece> = local.iter().map(|chosen| chosen.piece).collect();
-            format!("post {id}: {way:?} {pieces:?} {remote:?}, target {:?}", request.target)
+            format!("post {id}: {verb:?} {pieces:?} {remote:?}, target {:?}", request.target)
         });
         let connection = &self.connections[request.connection];
         if let Err(error) = connection.qps[end].post_send(&send) {
@@ -246,6 +249,9 @@ impl World {
     fn complete(&mut self, completion: Completion) -> Result<(), Broken> {
         let (id, status) = (completion.id.0, completion.status);
         (id, status as u8, self.now.0).hash(&mut self.digest);
+        if self.received(&completion)? {
+            return Ok(());
+        }
         self.note(|| format!("request {id}: {status:?}"));
         let Some(request) = self.requests.remove(&id) else {
             let detail = format!("request {id} ended ({status:?}), which was not posted or had ended before");
@@ -284,7 +290,7 @@ impl World {
     }
 
     /// Whether something is going on that a request of this connection may fail for.
-    fn is_doomed(&self, connection: usize) -> bool {
+    pub(super) fn is_doomed(&self, connection: usize) -> bool {
         let other = &self.connections[connection];
         let haunted = other.haunted_from.is_some_and(|from| self.disturbances() > from);
         haunted
@@ -301,7 +307,7 @@ impl World {
         self.disturbances + self.devices.iter().map(|dev| dev.injected()).sum::<u64>()
     }
 
-    fn may_fail(&self, id: u64, request: &Request) -> bool {
+    pub(super) fn may_fail(&self, id: u64, request: &Request) -> bool {
         let injected = request.devices.iter().map(|device| self.devices[*device].injected()).sum::<u64>();
         !request.followed || self.memory.is_excused(id) || injected > request.injected
     }
@@ -325,7 +331,7 @@ impl World {
     fn may_end_so(&self, id: u64, request: &Request, status: Status) -> bool {
         match status {
             Status::Success => request.followed,
-            Status::LocalProtectionError | Status::RemoteAccessError => {
+            Status::LocalProtectionError | Status::RemoteAccessError | Status::RemoteOperationError => {
                 self.may_fail(id, request) || self.connections[request.connection].closing
             }
             Status::FlushError => self.may_fail(id, request) || self.is_doomed(request.connection),
@@ -339,7 +345,6 @@ impl World {
             Status::LocalQpOperationError
             | Status::BadResponseError
             | Status::RemoteInvalidRequestError
-            | Status::RemoteOperationError
             | Status::RnrRetryExceeded
             | Status::LocalLengthError
             | Status::LocalAccessError
@@ -384,6 +389,7 @@ impl World {
             let detail = format!("requests {left:?} did not end with their queue pairs");
             return Err(Broken { rule: "every request ends once", detail });
         }
+        self.no_receive_is_left(index)?;
         let connection = &mut self.connections[index];
         (connection.closing, connection.broken) = (false, false);
         let transfers = std::mem::take(&mut connection.ended_badly);

@@ -260,6 +260,8 @@ pub struct World {
     pub(super) teardowns: Vec<(Place, Teardown)>,
     pub(super) connections: Vec<Connection>,
     pub(super) requests: BTreeMap<u64, Request>,
+    /// The connections of receives that have not ended, by the requests that they are for.
+    pub(super) receives: BTreeMap<u64, usize>,
     pub(super) retired: Vec<Retired>,
     pub(super) changes: Vec<Change>,
     pub(super) buffer_changes: Vec<BufferChange>,

@@ -11,6 +11,7 @@ mod faults;
 mod gate;
 mod implicit;
 mod invariants;
+mod messages;
 mod object_verbs;
 mod objects;
 mod overlay;

@@ -6,6 +6,7 @@
 
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::sync::Arc;
+use hw_model::sync::atomic::{AtomicU64, Ordering};
 use odp::space::{AddressSpace, UserRange};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 use std::ffi::c_void;
@@ -53,6 +54,14 @@ impl Remapped {
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         // SAFETY: the place lies in our own reservation, and nothing borrows from it.
         unsafe { rustix::mm::mmap_anonymous(at, len, prot, flags) }.expect("our own reservation");
+    }
+
+    /// Adds to the word at `offset` as a program does: with one locked instruction.
+    pub fn add(&self, offset: u64, count: u64) {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "a word inside the reservation");
+        let word = (self.base + offset) as *mut u64;
+        // SAFETY: aligned, and mapped for as long as `self` lives; devices change it with atomic instructions only.
+        unsafe { AtomicU64::from_ptr(word) }.fetch_add(count, Ordering::SeqCst);
     }
 
     /// Takes write permission away from pages, or gives it.

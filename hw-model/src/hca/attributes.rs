@@ -274,7 +274,8 @@ fn operations() -> OnDemandCapabilities {
         rc: one(Transport::ReliableConnection) | OnDemandOperations::SHARED_RECEIVE,
         uc: one(Transport::UnreliableConnection),
         ud: one(Transport::UnreliableDatagram) | OnDemandOperations::SHARED_RECEIVE,
-        xrc: one(Transport::ExtendedInitiator) | OnDemandOperations::SHARED_RECEIVE,
+        // No queue pair of these is made.
+        xrc: OnDemandOperations::empty(),
     }
 }
 
@@ -311,6 +312,7 @@ impl Hca {
             | Capabilities::WINDOWS_TYPE_1
             | Capabilities::WINDOWS_TYPE_2B
             | Capabilities::MEMORY_MANAGEMENT
+            | Capabilities::CURRENT_STATE_CHECK
             | Capabilities::ON_DEMAND;
         let atomic = on_demand.rc.contains(OnDemandOperations::ATOMIC);
         capabilities.set(Capabilities::ATOMIC_WRITE, on_demand.rc.contains(OnDemandOperations::ATOMIC_WRITE));

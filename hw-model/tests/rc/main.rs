@@ -20,6 +20,7 @@ mod rereg;
 mod send;
 mod shared;
 mod shm;
+mod statuses;
 mod threads;
 mod transfer;
 mod transport;

@@ -1,10 +1,13 @@
 //! Sends and receives: where messages go, what completes, and what happens when there is no place for one.
 
 use crate::world::{Pair, Region, config, connect, pattern};
+use hw_model::addr::{DmaAddr, RegionAddr};
 use hw_model::hca::{
-    Completion, FaultOutcome, HcaConfig, OperationCode, PathMtu, PostError, QpChange, QpSpec, QpState,
-    RecvRequest, SendRequest, Sge, Status, Time,
+    Completion, FastKeySpec, FastMap, FastMemory, FaultOutcome, HcaConfig, IndirectEntry, IndirectList,
+    IndirectTarget, Key, Operation, OperationCode, PathMtu, PostError, QpChange, QpSpec, QpState,
+    RecvRequest, Remote, SendRequest, Sge, Status, Time,
 };
+use hw_model::sync::Arc;
 
 fn small_packets() -> HcaConfig {
     HcaConfig { path_mtu: PathMtu::new(256).expect("an MTU"), ..config() }
@@ -273,4 +276,39 @@ fn a_queue_pair_that_is_dropped_flushes_its_receives() {
     drop(qp);
     let seen: Vec<_> = scene.received().iter().map(|c| (c.id.0, c.status)).collect();
     assert_eq!(seen, [(8, Status::FlushError)]);
+}
+
+#[test]
+fn a_send_with_invalidate_ends_a_key_of_the_receiver_or_fails_it() {
+    let mut scene = Scene::new(small_packets());
+    let (hca, pd) = (Arc::clone(&scene.pair.b.hca), scene.pair.b.pd);
+    let key = hca.create_fast_key(FastKeySpec { pd, max_entries: 1 }).expect("a key");
+    let entry = IndirectEntry { target: IndirectTarget::Dma(DmaAddr(0)), length: 4096 };
+    let memory = FastMemory::Gaps(IndirectList::new(vec![entry]).expect("one entry"));
+    hca.map_fast_key(key, FastMap { address: RegionAddr(0), memory }).expect("room");
+    let register = SendRequest::register(1, key, crate::world::ALL);
+    scene.pair.qb.post_send(&register).expect("posted");
+    scene.pair.run_without_faults();
+    assert_eq!(scene.received()[0].status, Status::Success);
+    let sges = [scene.near.sge(0, 8)];
+    let remote = Remote { key, address: RegionAddr(0) };
+    assert_eq!(scene.pair.ask(&SendRequest::write(1, &sges, remote)), Status::Success);
+    scene.post_recv(5, 0, 100);
+    scene.post_recv(6, 0, 100);
+    let invalidate = SendRequest::new(2, Operation::SendInvalidate(key), &sges);
+    assert_eq!(scene.pair.ask(&invalidate), Status::Success);
+    let received = scene.received();
+    assert_eq!((received.len(), received[0].invalidated()), (1, Some(key)));
+    let nobody = Key(scene.far.key.0 ^ 0x5500);
+    let invalidate = SendRequest::new(3, Operation::SendInvalidate(nobody), &sges);
+    assert_eq!(scene.pair.ask(&invalidate), Status::Success, "the message itself was received");
+    let failed = scene.received();
+    assert_eq!((failed[0].id.0, failed[0].status), (6, Status::RemoteInvalidRequestError));
+    assert_eq!(scene.pair.qb.state(), QpState::Error);
+    let (a, b) = (scene.pair.a.qp(), scene.pair.b.qp());
+    connect(&a, &b);
+    a.post_send(&SendRequest::write(4, &sges, remote)).expect("posted");
+    scene.pair.run_without_faults();
+    let ended = scene.pair.a.take();
+    assert_eq!(ended.last().map(|c| c.status), Some(Status::RemoteAccessError), "the key reaches nothing");
 }
