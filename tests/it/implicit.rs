@@ -176,26 +176,27 @@ fn parts_that_are_taken_away_while_they_are_faulted_in_are_made_again() {
     }
     let space = space();
     let bed = bed(&space, true);
-    // Between pages that nobody may have, so that what is brought in ahead does not leave it.
-    let memory = Remapped::new(66);
-    memory.replace(0, 1, false);
-    memory.replace(65, 1, false);
+    // In the middle of so much that nobody may have that no stream, however far it is followed ahead, leaves it.
+    const GUARD: u64 = 4096;
+    let memory = Remapped::new(GUARD + 64 + GUARD);
+    memory.replace(0, GUARD, false);
+    memory.replace(GUARD + 64, GUARD, false);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stop = Stop(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Acquire) {
-                memory.discard(1, 64);
+                memory.discard(GUARD, 64);
             }
         });
         for round in 0..400_u64 {
-            let va = page(&memory, 1 + round % 64).start().0;
+            let va = page(&memory, GUARD + round % 64).start().0;
             assert_eq!(bed.write_to(va, 0, 4096), Status::Success, "round {round}");
         }
     });
     // What the last faults have brought in ahead may come after a drop: dropped until nothing comes any more.
     let empty = || {
-        memory.discard(1, 64);
+        memory.discard(GUARD, 64);
         bed.near.region.report().children == 0
     };
     assert!(until(empty), "{:?}", bed.near.region.report());
