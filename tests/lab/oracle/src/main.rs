@@ -31,7 +31,7 @@ impl World {
         let domain = Domain::new(device)?;
         let region = |seed| {
             let memory = Memory::new(PAGES).map_err(|error| Error::Call("mmap", error))?;
-            memory.write(0, &pattern(seed, memory.len()));
+            memory.write(0, &pattern(seed, memory.bytes()));
             Region::new(&domain, &Rc::new(memory), REGISTERED, access::ALL | flags)
         };
         let (local, remote) = (region(1)?, region(2)?);

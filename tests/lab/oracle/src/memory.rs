@@ -57,7 +57,7 @@ impl Memory {
     }
 
     /// Bytes mapped.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.len
     }
 

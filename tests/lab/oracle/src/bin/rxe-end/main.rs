@@ -80,7 +80,7 @@ fn obey(words: &[&str], end: &mut Option<End>) -> Result<String, Box<dyn Error>>
             Ok(u64::from_ne_bytes(bytes).to_string())
         }
         "drop" => {
-            memory.drop_pages(0..memory.len())?;
+            memory.drop_pages(0..memory.bytes())?;
             Ok("ok".to_owned())
         }
         "write" => run(Operation::Write, (number(3)?, number(4)? as u32)),
