@@ -125,7 +125,8 @@ fn what_was_told_is_what_it_is_set_to_and_nothing_else_changes() {
 
 #[test]
 fn values_that_no_device_can_be_set_to_are_refused_with_their_range() {
-    let config = HcaConfig::default();
+    // A device whose link carries no more than the least.
+    let config = HcaConfig { path_mtu: PathMtu::MIN, ..HcaConfig::default() };
     let refused = |from, transport, change: QpChange| match set_to(from).after(&change, transport, &config) {
         Err(ModifyQpError::OutOfRange { attribute, value, .. }) => (attribute, value),
         other => panic!("{other:?}"),
