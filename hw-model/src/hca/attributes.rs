@@ -270,7 +270,7 @@ fn operations() -> OnDemandCapabilities {
     let one = of_service;
     OnDemandCapabilities {
         explicit: true,
-        implicit: false,
+        implicit: true,
         rc: one(Transport::ReliableConnection) | OnDemandOperations::SHARED_RECEIVE,
         uc: one(Transport::UnreliableConnection),
         ud: one(Transport::UnreliableDatagram) | OnDemandOperations::SHARED_RECEIVE,

@@ -81,7 +81,7 @@ fn attributes_ex(context: &Context) -> IbvDeviceAttrEx {
     let known = context.device.hca().attributes();
     let on_demand = &known.on_demand;
     // Implicit regions are the work of `mr`, above what the HCA knows of itself.
-    let general = [(on_demand.explicit, IBV_ODP_SUPPORT), (true, IBV_ODP_SUPPORT_IMPLICIT)];
+    let general = [(on_demand.explicit, IBV_ODP_SUPPORT), (on_demand.implicit, IBV_ODP_SUPPORT_IMPLICIT)];
     let zeros: IbvDeviceAttrEx = zeros();
     IbvDeviceAttrEx {
         orig_attr: attributes(context),
