@@ -110,7 +110,7 @@ fn pages(
     let page = spec.pages.page_bytes();
     let mut done = 0;
     while done < piece.now {
-        let write = direction == Direction::Scatter;
+        let write = direction != Direction::Gather;
         let entry = cache.load(piece.key, &spec.pages, at >> spec.pages.page_shift(), write);
         let usable = match direction {
             Direction::Gather => entry.is_valid(),

@@ -98,6 +98,25 @@ fn a_page_that_was_hidden_and_flushed_faults_and_its_new_place_is_used() {
     );
 }
 
+/// Regression: an atomic took the remembered entry that only allows reading, and asked for its page for ever.
+#[test]
+fn an_atomic_asks_once_for_a_page_that_is_remembered_read_only() {
+    let mut pair = Pair::new(cached(8, 4));
+    let (near, far) = (pair.a.region(PAGE_SIZE), pair.b.region(PAGE_SIZE));
+    far.pages.store(0, far.entry(0, false));
+    let sges = [near.sge(8, 8)];
+    assert_eq!(pair.ask(&SendRequest::read(1, &sges, far.remote(64))), Status::Success);
+    pair.qa.post_send(&SendRequest::fetch_add(2, &sges, far.remote(64), 5)).expect("posted");
+    let mut faults = 0;
+    pair.run(|_, _| {
+        faults += 1;
+        far.pages.store(0, far.entry(0, true));
+        if faults < 10 { FaultOutcome::Resolved } else { FaultOutcome::Failed }
+    });
+    assert_eq!((pair.a.take()[0].status, faults), (Status::Success, 1));
+    assert_eq!(pair.b.word(&far, 64), 5);
+}
+
 #[test]
 fn a_changed_or_destroyed_key_takes_its_pages_out_of_the_cache() {
     let mut pair = Pair::new(cached(8, 4));
