@@ -1,6 +1,6 @@
 //! `anypage perf`: rate and latency of one operation.
 //!
-//! Two ends: the one that serves has memory and queue pairs and tells what a peer must know ([`end::Served`]); the one that
+//! Two ends: the one that serves has memory and queue pairs and tells what a peer must know (`end`); the one that
 //! asks ([`run`]) keeps so many requests under way on each of its queue pairs, one thread posting and polling. Here both are
 //! in this process, each with a modelled HCA of its own behind an IOMMU. With --listen or --connect this process is one end,
 //! and [`peer`] does the work.

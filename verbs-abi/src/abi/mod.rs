@@ -31,7 +31,7 @@ pub struct Layout {
     pub fields: &'static [(&'static str, usize)],
 }
 
-/// A struct whose bytes may all be 0. Only [`c_structs`] says so.
+/// A struct whose bytes may all be 0. Only `c_structs` says so.
 pub trait Zero: Copy {}
 
 /// Declares structs as C lays them out, and a table of their layouts.
