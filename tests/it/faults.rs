@@ -200,6 +200,12 @@ fn cold_stream(policy: PrefetchPolicy, bytes: u64) -> (u64, u64) {
         let remote = Remote { key: bed.near.region.key(), address: bed.near.region.address().offset(at) };
         let status = bed.far_does(hw_model::hca::OperationCode::Read, 0, 64 << 10, remote);
         assert_eq!(status, Status::Success);
+        // However busy the machine is: what was asked for ahead is there before the stream goes on.
+        let settled = || {
+            let stats = bed.machine.near.prefetch_stats();
+            stats.windows == stats.carried_out + stats.dropped
+        };
+        assert!(until(settled), "prefetches end");
     }
     protocol_kept(&bed.machine, &bed.space).expect("all in order");
     let counters = bed.near.region.counters();

@@ -12,11 +12,12 @@ use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::link::Fabric;
 use hw_model::sync::Arc;
 use mr::device::RegisterError;
-use mr::device::model::{ModelConfig, ModelDevice};
+use mr::device::model::{FaultPolicy, ModelConfig, ModelDevice};
 use mr::dma::route::{Case, Target, Translation, route};
 use mr::dma::{DmaConfig, Policy, Refusal};
 use mr::{Device, MapRegionError, PublishError, RegisterOptions};
 use odp::fault::FaultFailure;
+use odp::prefetch::PrefetchPolicy;
 use odp::space::AddressSpace;
 
 /// Why registration of one page of `kind` on a device of `dma` was refused.
@@ -149,10 +150,13 @@ impl Cost {
     }
 }
 
+/// A region whose pages come one by one: a prefetch that is still on its way is counted as somebody else's relinking.
 fn region_of(pages: u64) -> (Bed, Arc<Remapped>) {
     let (space, memory) = (space(), Remapped::new(pages));
     let range = memory.user_range(Arc::clone(&space) as _);
-    let (options, config) = (RegisterOptions::on_demand(), MachineConfig::default());
+    let faults = FaultPolicy { neighbours: 0, prefetch: PrefetchPolicy::Off };
+    let (options, config) =
+        (RegisterOptions::on_demand(), MachineConfig { faults, ..MachineConfig::default() });
     (Bed::with_mirror(&space, &range, options, &config, PAGE_SIZE), memory)
 }
 
