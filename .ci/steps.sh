@@ -37,7 +37,7 @@ skip() {
 # check NAME MINUTES COMMAND...: a step that passes or fails as a whole.
 check() {
     attempt "$@"
-    if [ "$CODE" -eq 0 ]; then PASSED=$((PASSED + 1)); else fail "$1 (status $CODE)"; fi
+    if [ "$CODE" -eq 0 ]; then PASSED=$((PASSED + 1)); else fail "$1 (status $CODE)"; remember; fi
 }
 
 # tests NAME MINUTES COMMAND...: a step made of Rust tests, run with --show-output so that skips are seen.
@@ -62,11 +62,19 @@ tests() {
     done < <(sed -n 's/^SKIPPED \(.*: .*\)/\1/p' "$LOG" | sort -u)
     if [ "$failed" -gt 0 ]; then
         fail "$name ($failed tests)" "$failed"
+        remember
     elif [ "$CODE" -ne 0 ]; then
         fail "$name (status $CODE)"
+        remember
     elif [ "$passed" -eq 0 ]; then
         fail "$name (no test was run)"
     fi
+}
+
+# remember: what the last step said of its failure, for the end of the run.
+remember() {
+    FAILURES+=("$(awk '/^failures:$/ { bad = 1 } /^(successes:|test result:)/ { bad = 0 } bad && NF { print "    " $0 }' "$LOG" |
+        cut -c1-300 | tail -n 150 | grep . || tail -n 40 "$LOG" | sed 's/^/    /')")
 }
 
 # explored NAME: the last tests step was a model checker. If it passed, it must say how much it explored, and never zero.
@@ -89,8 +97,10 @@ laboratory() {
     while read -r line; do SKIPS+=("$line"); done < <(sed -n 's/^SKIPPED \(.*: .*\)/\1/p' "$LOG")
     if [ "${failed:-0}" -gt 0 ]; then
         fail "$name ($failed checks)" "$failed"
+        remember
     elif [ "$CODE" -ne 0 ]; then
         fail "$name (status $CODE)"
+        remember
     fi
 }
 
