@@ -4,6 +4,7 @@
 
 use super::device::Hca;
 use super::engine::Step;
+use super::points;
 use super::time::Time;
 use crate::link::Roused;
 use crate::sync::Arc;
@@ -99,9 +100,14 @@ fn run(hca: &Hca, index: usize, parker: &Parker, stop: &AtomicBool) {
                 }) {
                     continue;
                 }
-                mailbox.going_to_sleep(wake_at.map_or(u64::MAX, |time| time.0));
-                // Looked at after the announcement: what is left from now on wakes this thread.
-                if !mailbox.has_mail() && !stop.load(Ordering::Acquire) {
+                let _ = hca.device.points.meet(points::ENGINE_SLEEP);
+                let until = wake_at.map_or(u64::MAX, |time| time.0);
+                mailbox.going_to_sleep(until);
+                // Looked at after the announcement: what is left from now on wakes this thread. A caller may have stepped
+                // the engine before it and left a deadline that it saw nobody asleep beyond.
+                let deadline = hca.engine_at(index).lock().wake_at(hca.now());
+                let slept_past = deadline.is_some_and(|time| time.0 < until);
+                if !slept_past && !mailbox.has_mail() && !stop.load(Ordering::Acquire) {
                     match wake_at {
                         None => parker.park(),
                         Some(Time(at)) => {

@@ -179,7 +179,8 @@ impl Engine {
         if worked { Step::Worked } else { Step::Idle { wake_at: self.wake_at(now) } }
     }
 
-    fn wake_at(&self, now: Time) -> Option<Time> {
+    /// The earliest deadline.
+    pub(super) fn wake_at(&self, now: Time) -> Option<Time> {
         let timer = self.timers.peek().map(|Reverse((time, _))| *time);
         [timer, self.device.moderator.look(now)].into_iter().flatten().min()
     }

@@ -29,8 +29,11 @@ pub const FAULT_EVENT: Point = Point::fallible("hca.fault_event");
 /// Carrying out a register or invalidate request: it fails as one that is not allowed.
 pub const MEMORY_MANAGEMENT: Point = Point::fallible("hca.memory_management");
 
+/// An engine's thread has found nothing to do and has not said yet that it goes to sleep.
+pub const ENGINE_SLEEP: Point = Point::schedule("hca.engine_sleep");
+
 /// All of them.
-pub const ALL: [Point; 13] = [
+pub const ALL: [Point; 14] = [
     ALLOC_PD,
     CREATE_CQ,
     CREATE_CHANNEL,
@@ -44,4 +47,5 @@ pub const ALL: [Point; 13] = [
     REREG_KEY,
     FAULT_EVENT,
     MEMORY_MANAGEMENT,
+    ENGINE_SLEEP,
 ];

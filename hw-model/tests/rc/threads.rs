@@ -1,6 +1,7 @@
 //! Engine threads, and callers that drive the engines.
 
-use crate::world::{Host, Pair, config, connect, pattern};
+use crate::world::{Host, Pair, Words, config, connect, pattern};
+use hw_model::fault_plan::{Action, FaultPlan, Points, Rule};
 use hw_model::hca::{FaultOutcome, HcaConfig, PathMtu, SendRequest, Status};
 use hw_model::link::Fabric;
 use hw_model::sync::Arc;
@@ -80,6 +81,40 @@ fn a_deadline_wakes_a_thread_that_callers_left_it_to() {
     qa.connect(gone).expect("connects");
     let region = host.region(4096);
     qa.post_send(&SendRequest::write(1, &[region.sge(0, 8)], region.remote(0))).expect("posted");
+    assert!(host.cq.wait(LONG), "the deadline was missed");
+    assert_eq!(host.take()[0].status, Status::RetryExceeded);
+    drop(threads);
+}
+
+#[test]
+fn a_deadline_that_a_caller_left_while_the_thread_fell_asleep_wakes_it() {
+    let config = HcaConfig {
+        callers_drive: true,
+        retry_count: 0,
+        ack_timeout: hw_model::hca::AckTimeout::from_code(9).expect("five bits"),
+        ..threaded()
+    };
+    // The thread has found nothing to do; before it says that it sleeps, a request is posted and sent by its caller.
+    let (falling, fallen) = crossbeam::channel::bounded::<()>(1);
+    let (post, posted) = crossbeam::channel::bounded::<()>(1);
+    let rule = Rule::nth(
+        "hca.engine_sleep",
+        1,
+        Action::Run(Arc::new(move |_| {
+            falling.send(()).expect("the test waits");
+            posted.recv().expect("the test posts");
+        })),
+    );
+    let points = Points::with(&FaultPlan::new(1, vec![rule]));
+    let fabric = Fabric::new();
+    let host = Host::planned(Words::new(16), Box::new(fabric.port()), (config, points), 0);
+    let (qa, gone) = (host.qp(), host.qp().address());
+    qa.connect(gone).expect("connects");
+    let region = host.region(4096);
+    let threads = host.hca.spawn_engines().expect("threads");
+    fallen.recv().expect("the thread goes to sleep");
+    qa.post_send(&SendRequest::write(1, &[region.sge(0, 8)], region.remote(0))).expect("posted");
+    post.send(()).expect("the thread waits");
     assert!(host.cq.wait(LONG), "the deadline was missed");
     assert_eq!(host.take()[0].status, Status::RetryExceeded);
     drop(threads);

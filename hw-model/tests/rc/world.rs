@@ -2,6 +2,7 @@
 
 use hw_model::addr::{PAGE_SIZE, PhysAddr, RegionAddr};
 use hw_model::bus::{AtomicOp, DmaEpoch, DmaPort, HostMemory, MemoryError};
+use hw_model::fault_plan::Points;
 use hw_model::hca::{
     Access, Backing, Completion, CompletionQueue, Entry, FaultOutcome, Hca, HcaConfig, Key, KeySpec,
     PageFault, PageList, Path, Pd, QpSpec, QueuePair, Remote, SendRequest, Sge, Status, Step, Time,
@@ -151,7 +152,18 @@ impl Host {
 
     /// A host whose regions are in `memory` from page `first` on.
     pub fn on(memory: Arc<Words>, link: Box<dyn Link>, config: HcaConfig, first: u64) -> Self {
-        let hca = Hca::new(config, DmaPort::direct(memory.clone()), link).expect("an HCA");
+        Self::planned(memory, link, (config, Points::OFF), first)
+    }
+
+    /// The same whose fault points do what they are told.
+    pub fn planned(
+        memory: Arc<Words>,
+        link: Box<dyn Link>,
+        (config, points): (HcaConfig, Points),
+        first: u64,
+    ) -> Self {
+        let port = DmaPort::direct(memory.clone());
+        let hca = Hca::with_points(config, port, link, points).expect("an HCA");
         let pd = hca.alloc_pd().expect("a domain");
         let cq = hca.create_cq(4096).expect("a queue");
         Self { memory, hca, pd, cq, next_page: Mutex::new(first) }
