@@ -35,6 +35,7 @@ const ISLANDS: &[&str] = &[
     "odp/src/space/process/copy.rs",
     "odp/src/space/process/exact/sys.rs",
     "odp/src/space/process/fork.rs",
+    "odp/src/space/process/pin.rs",
     "odp/src/space/process/recover.rs",
     "odp/src/space/process/sys.rs",
     "odp/src/space/process/tests.rs",

@@ -188,6 +188,15 @@ impl VirtRange {
         let last = self.last()?.min(other.last()?);
         Some(Self { start, len: last.0 - start.0 + 1 })
     }
+    /// Both ranges and what lies between them.
+    #[must_use]
+    pub fn hull(self, other: Self) -> Self {
+        let (Some(a), Some(b)) = (self.last(), other.last()) else {
+            return if self.is_empty() { other } else { self };
+        };
+        let start = self.start.min(other.start);
+        Self { start, len: (a.max(b).0 - start.0).saturating_add(1) }
+    }
     /// Whether every byte of `other` is in this range. An empty range is in every range.
     #[must_use]
     pub fn contains(self, other: Self) -> bool {

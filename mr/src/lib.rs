@@ -18,6 +18,7 @@ pub use cache::{Cache, CacheConfig, Lease};
 pub use device::{
     CompletionQueue, Device, Flush, ProtectionDomain, QueuePair, Region, RegisterOptions, Rereg,
 };
+pub use odp::space::PinKind;
 pub use region::{
     CounterValues, MapEntry, MapRegionError, MapRun, Mode, PublishError, RegionReport, Teardown,
 };

@@ -47,7 +47,7 @@ fn with(
 }
 
 fn options(mode: Mode, access: Access) -> RegisterOptions {
-    RegisterOptions { access, mode, address: None }
+    RegisterOptions { access, mode, ..RegisterOptions::on_demand() }
 }
 
 /// A peer's region that grants `granted` only.
@@ -72,7 +72,7 @@ fn renamed(
     at: u64,
     base: impl FnOnce(&World) -> u64,
 ) -> Result<String, Error> {
-    let remote = RegisterOptions { access: everything(), mode, address: Some(RegionAddr(at)) };
+    let remote = RegisterOptions { address: Some(RegionAddr(at)), ..options(mode, everything()) };
     let world = World::with(rig, remote, options(mode, everything()))?;
     let transfer = Transfer { base: base(&world), ..world.transfer(what, PAGE_SIZE as i64, 2 * PAGE_SIZE) };
     world.runs(transfer, &world.source(transfer))

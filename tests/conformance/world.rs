@@ -94,7 +94,7 @@ pub struct Transfer {
 
 impl World {
     pub fn new(rig: &Rig, mode: Mode) -> Result<Self, Error> {
-        let options = RegisterOptions { access: everything(), mode, address: None };
+        let options = RegisterOptions { access: everything(), mode, ..RegisterOptions::on_demand() };
         Self::with(rig, options, options)
     }
 

@@ -11,7 +11,7 @@ use hw_model::hca::{
     IndirectTarget, Pd, QpSpec, SendRequest, Sge, Status,
 };
 use hw_model::sync::Arc;
-use mr::{Cache, CacheConfig, Device, Flush, RegisterOptions, Rereg};
+use mr::{Cache, CacheConfig, Device, Flush, PinKind, RegisterOptions, Rereg};
 use odp::fault::Want;
 use odp::space::process::{Options, ProcessSpace};
 use odp::space::{Access, AddressSpace, UserRange};
@@ -186,6 +186,12 @@ fn sweep_all(iommu: bool, visited: &mut BTreeMap<&'static str, u64>) -> Vec<Row>
         });
         run("register, on demand", &mut || registers(stand, RegisterOptions::on_demand()));
         run("register, pinned", &mut || registers(stand, RegisterOptions::pinned()));
+        run("register, locked", &mut || {
+            // Held until the region is gone: others look at what the process has locked.
+            let alone = crate::pins::ALONE.lock();
+            let region = registers(stand, RegisterOptions::pinned().with_pin(PinKind::Mlock))?;
+            Ok(Box::new((region, alone)) as Made)
+        });
         run("deregister", &mut || {
             stand.plan.disarm();
             let region =

@@ -1,7 +1,7 @@
 //! Implicit regions: everything there is and will be behind one key, and only what is used costs anything.
 
 use crate::bed::{Bed, hears_of_drops, space};
-use crate::checks::{Counts, protocol_kept, until};
+use crate::checks::{Counts, pages_of, protocol_kept, until};
 use crate::races::Stop;
 use crate::remapped::{Remapped, anywhere};
 use anypage::machine::MachineConfig;
@@ -166,6 +166,36 @@ fn advice_makes_the_parts_that_it_needs() {
     let elsewhere = RegisterOptions { address: Some(RegionAddr(8)), ..RegisterOptions::implicit() };
     let refused = Arc::clone(&bed.near.pd).register(&everything(&space), elsewhere).map(drop);
     assert!(matches!(refused, Err(RegisterError::ImplicitAddress { .. })));
+}
+
+/// What would be wrong if this failed: a stream that ends would populate memory of somebody else that lies behind it.
+#[test]
+fn a_stream_brings_in_nothing_of_the_mappings_beside_the_one_that_it_is_in() {
+    let space = space();
+    let bed = bed(&space, true);
+    const PART: u64 = 256;
+    // Neighbours on both sides that may only be read: other mappings, which the kernel cannot make one with the middle.
+    let memory = Remapped::new(3 * PART);
+    memory.protect(0, PART, false);
+    memory.protect(2 * PART, PART, false);
+    let present = |part: u64| {
+        let range = VirtRange::new(page(&memory, part * PART).start(), page_bytes(PART)).expect("in it");
+        pages_of(&*space, range).iter().flatten().count()
+    };
+    // Forwards over the second half, backwards over the first: reading, which the neighbours would allow.
+    for n in 0..PART / 2 {
+        for at in [PART + PART / 2 + n, PART + PART / 2 - 1 - n] {
+            assert_eq!(read_to(&bed, page(&memory, at).start().0, 0, 4096), Status::Success, "page {at}");
+        }
+    }
+    let region = &bed.near.region;
+    assert!(region.counters().pages_ahead > 0, "there was a stream: {:?}", region.counters());
+    let device = &bed.machine.near;
+    let idle = || device.prefetch_stats().carried_out == device.prefetch_stats().asked;
+    assert!(until(idle), "{:?}", device.prefetch_stats());
+    assert_eq!((present(0), present(1), present(2)), (0, PART as usize, 0));
+    region.deregister();
+    protocol_kept(&bed.machine, &bed.space).expect("all in order");
 }
 
 /// Parts come and go while faults, invalidations and prefetches run on them, and the region goes in the middle of it.

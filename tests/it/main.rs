@@ -15,6 +15,7 @@ mod messages;
 mod object_verbs;
 mod objects;
 mod overlay;
+mod pins;
 mod policies;
 mod races;
 mod remapped;

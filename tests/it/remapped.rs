@@ -64,6 +64,22 @@ impl Remapped {
         unsafe { AtomicU64::from_ptr(word) }.fetch_add(count, Ordering::SeqCst);
     }
 
+    /// No huge pages from now on.
+    pub fn use_small_pages(&self) {
+        let (at, len) = self.place(0, self.len / PAGE_SIZE);
+        // SAFETY: the place lies in our own reservation, and this advice changes no byte.
+        unsafe { rustix::mm::madvise(at, len, rustix::mm::Advice::LinuxNoHugepage) }
+            .expect("our own reservation");
+    }
+
+    /// The word at `offset`.
+    pub fn word(&self, offset: u64) -> u64 {
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "a word inside the reservation");
+        let word = (self.base + offset) as *mut u64;
+        // SAFETY: aligned, and mapped for as long as `self` lives; devices change it with atomic instructions or copies.
+        unsafe { AtomicU64::from_ptr(word) }.load(Ordering::SeqCst)
+    }
+
     /// Takes write permission away from pages, or gives it.
     pub fn protect(&self, page: u64, pages: u64, writable: bool) {
         let flags = if writable { MprotectFlags::READ | MprotectFlags::WRITE } else { MprotectFlags::READ };

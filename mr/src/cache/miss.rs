@@ -96,7 +96,7 @@ impl Cache {
         // An invalidation that began before does not call the tracker. It counts on the interval, though, and what is
         // registered under it would be of the time before.
         let quiet = interval.begin();
-        let options = RegisterOptions { access, mode: self.config.mode, address: None };
+        let options = RegisterOptions { access, mode: self.config.mode, ..RegisterOptions::on_demand() };
         let region = Arc::clone(&self.pd).register(memory, options)?;
         if quiet.is_none_or(|seq| interval.retry(&seq)) {
             tracker.end();

@@ -25,7 +25,7 @@ use hw_model::hca::{
 use hw_model::sync::Arc;
 use hw_model::wire::PKey;
 use odp::fault::{FaultFailure, Want};
-use odp::space::{Rung, UserRange};
+use odp::space::{PinKind, Rung, UserRange};
 use std::any::Any;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -258,6 +258,8 @@ pub struct RegisterOptions {
     pub mode: Mode,
     /// The address of its first byte as peers name it. `None` is its virtual address.
     pub address: Option<RegionAddr>,
+    /// What pinned means, of a region that is. A real device pins as its driver does, and looks at this no further.
+    pub pin: PinKind,
 }
 
 impl RegisterOptions {
@@ -265,12 +267,24 @@ impl RegisterOptions {
     #[must_use]
     pub fn on_demand() -> Self {
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
-        Self { access, mode: Mode::OnDemand, address: None }
+        Self { access, mode: Mode::OnDemand, address: None, pin: PinKind::Populated }
     }
     /// The same, pinned.
     #[must_use]
     pub fn pinned() -> Self {
         Self { mode: Mode::Pinned, ..Self::on_demand() }
+    }
+    /// The same with more done for pages that are pinned.
+    #[must_use]
+    pub fn with_pin(self, pin: PinKind) -> Self {
+        Self { pin, ..self }
+    }
+    /// How pages are kept, if both can be had together.
+    pub(crate) fn kept(&self) -> Result<(Mode, PinKind), RegisterError> {
+        match (self.mode, self.pin) {
+            (Mode::Pinned, _) | (_, PinKind::Populated) => Ok((self.mode, self.pin)),
+            (_, kind) => Err(RegisterError::NotPinned { kind }),
+        }
     }
     /// The same over everything that is or will be mapped in the range; see [`Mode::Implicit`].
     #[must_use]
@@ -298,6 +312,12 @@ pub enum RegisterError {
     ImplicitAddress {
         /// Where it begins.
         address: RegionAddr,
+    },
+    /// Pages are kept in memory for regions that are pinned.
+    #[error("pages that come and go cannot be {kind}: register the region pinned")]
+    NotPinned {
+        /// What was asked for.
+        kind: PinKind,
     },
     /// An implicit region has nothing to be registered in steps.
     #[error("an implicit region is registered at once, not in steps")]

@@ -14,7 +14,7 @@ use hw_model::sync::atomic::AtomicU64;
 use hw_model::sync::{Arc, Mutex};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Interval;
-use odp::space::{Access, AddressSpace, UserRange, Watch, WatchError};
+use odp::space::{Access, AddressSpace, PagePin, PinError, PinKind, UserRange, Watch, WatchError};
 
 /// Why a range could not be mapped for a device. Nothing is left behind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,9 @@ pub enum MapRegionError {
     /// The address space cannot report changes of the range.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// The pages cannot be kept in memory as asked.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// No memory for the page list.
     #[error(transparent)]
     PageList(#[from] OutOfMemory),
@@ -62,6 +65,8 @@ pub(crate) struct Mapped {
     pub(crate) core: Arc<Core>,
     pub(crate) interval: Interval,
     pub(crate) watch: Watch,
+    /// What keeps its pages in memory.
+    pub(crate) pin: PagePin,
 }
 
 impl Mapped {
@@ -69,10 +74,10 @@ impl Mapped {
     pub(crate) fn new(
         device: &Arc<DmaDevice>,
         memory: &UserRange,
-        mode: Mode,
+        (mode, pin): (Mode, PinKind),
         writable: bool,
     ) -> Result<Self, MapRegionError> {
-        let mapped = Self::unpopulated(device, memory, mode, writable)?;
+        let mapped = Self::unpopulated(device, memory, (mode, pin), writable)?;
         match mapped.populate() {
             Ok(()) => Ok(mapped),
             Err(error) => {
@@ -86,7 +91,7 @@ impl Mapped {
     pub(crate) fn unpopulated(
         device: &Arc<DmaDevice>,
         memory: &UserRange,
-        mode: Mode,
+        (mode, pin): (Mode, PinKind),
         writable: bool,
     ) -> Result<Self, MapRegionError> {
         let range = memory.range();
@@ -99,8 +104,10 @@ impl Mapped {
         }
         let space = memory.space();
         let watch = space.watch(range.page_aligned())?;
+        // Before pages are brought in: they come locked, and what pinning moves has moved.
+        let pin = space.pin_pages(range.page_aligned(), pin)?;
         let parts = Parts { space, range, mode, writable, counters: Arc::default(), emptied: None };
-        Self::watched(device, parts, watch)
+        Self::watched(device, parts, (watch, pin))
     }
 
     /// On demand over a part of an implicit region, whose counters it shares: what is mapped there may come later.
@@ -113,10 +120,15 @@ impl Mapped {
     ) -> Result<Self, MapRegionError> {
         let watch = space.watch_sparse(range.page_aligned())?;
         let (mode, emptied) = (Mode::OnDemand, Some(emptied));
-        Self::watched(device, Parts { space, range, mode, writable, counters, emptied }, watch)
+        let parts = Parts { space, range, mode, writable, counters, emptied };
+        Self::watched(device, parts, (watch, PagePin::populated()))
     }
 
-    fn watched(device: &Arc<DmaDevice>, parts: Parts<'_>, watch: Watch) -> Result<Self, MapRegionError> {
+    fn watched(
+        device: &Arc<DmaDevice>,
+        parts: Parts<'_>,
+        (watch, pin): (Watch, PagePin),
+    ) -> Result<Self, MapRegionError> {
         let Parts { space, range, mode, writable, counters, emptied } = parts;
         let pages = range.page_aligned();
         if device.points().meet(points::PAGE_LIST).fails() {
@@ -139,7 +151,7 @@ impl Mapped {
         });
         let owner: Arc<dyn odp::notifier::Notify> = Arc::clone(&core) as _;
         let interval = core.space.notifiers().register(pages, owner);
-        Ok(Self { core, interval, watch })
+        Ok(Self { core, interval, watch, pin })
     }
 
     /// Pinned regions have every page from the start; on-demand regions what is there already.

@@ -16,7 +16,7 @@ use hw_model::sync::{Arc, Mutex, thread};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::{Notifiers, Sequence};
 use odp::page::{Backing, PageRun};
-use odp::space::{Access, AddressSpace, FaultError, Rung, UserRange, Watch, WatchError};
+use odp::space::{Access, AddressSpace, FaultError, PinKind, Rung, UserRange, Watch, WatchError};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const FIRST: VirtAddr = VirtAddr(0x10_0000);
@@ -176,7 +176,8 @@ fn world(check: Check) -> usize {
     let range = VirtRange::new(FIRST, page_bytes(PAGES)).expect("user memory");
     // SAFETY: there is no memory at these addresses to which a reference could exist: frames are only counted.
     let memory = unsafe { UserRange::from_raw(Arc::clone(&space) as Arc<dyn AddressSpace>, range) };
-    let mapped = Mapped::new(&device, &memory, Mode::OnDemand, true).expect("registered");
+    let mapped =
+        Mapped::new(&device, &memory, (Mode::OnDemand, PinKind::Populated), true).expect("registered");
     let (core, sequence) = (Arc::clone(&mapped.core), mapped.interval.sequence());
 
     let faulting = {

@@ -35,7 +35,7 @@ impl Teardown {
         if !self.drain.poll(memory.epoch()) {
             return false;
         }
-        let Mapped { core, interval, watch } = self.mapped.take().expect("looked at above");
+        let Mapped { core, interval, watch, pin } = self.mapped.take().expect("looked at above");
         {
             let mut state = core.state.lock();
             let span = 0..core.list.len();
@@ -44,6 +44,7 @@ impl Teardown {
         }
         drop(interval);
         drop(watch);
+        drop(pin);
         if let Some(mapping) = &core.mapping {
             mapping
                 .free()

@@ -72,6 +72,12 @@ impl Ahead {
         })
     }
 
+    /// From the first to the last of them, with what lies between.
+    #[must_use]
+    pub fn hull(self) -> Option<VirtRange> {
+        self.pieces().reduce(VirtRange::hull)
+    }
+
     /// Bytes of all pieces.
     #[must_use]
     pub fn bytes(&self) -> u64 {

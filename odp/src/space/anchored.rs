@@ -10,7 +10,7 @@
 //! mapped by a later call is not reached either; a mapping that replaces another in one call (MAP_FIXED) may be reached until
 //! the event is read. The poll rung does not notice.
 
-use super::{Access, AddressSpace, FaultError, Rung, Watch, WatchError};
+use super::{Access, AddressSpace, FaultError, PagePin, PinError, PinKind, Rung, Watch, WatchError};
 use crate::notifier::{Event, Interval, Notifiers, Notify, Raise};
 use crate::page::PageRun;
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange, page_bytes};
@@ -131,6 +131,12 @@ impl AddressSpace for Anchored {
     }
     fn fault(&self, range: VirtRange, access: Access, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.kept(range, |kept| self.inner.fault(kept, access, out))
+    }
+    fn mapped_alike(&self, range: VirtRange, within: VirtRange) -> VirtRange {
+        self.inner.mapped_alike(range, within)
+    }
+    fn pin_pages(&self, range: VirtRange, kind: PinKind) -> Result<PagePin, PinError> {
+        self.inner.pin_pages(range, kind)
     }
     fn rung(&self, range: VirtRange) -> Rung {
         self.inner.rung(range)

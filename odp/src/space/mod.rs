@@ -6,11 +6,13 @@
 
 mod anchored;
 pub mod dmabuf;
+mod pinning;
 pub mod points;
 #[cfg(all(target_os = "linux", not(any(loom, shuttle))))]
 pub mod process;
 mod user_range;
 
+pub use pinning::{PagePin, PinError, PinKind};
 pub use user_range::UserRange;
 
 pub mod sim;
@@ -48,6 +50,24 @@ pub trait AddressSpace: Send + Sync {
     /// See [`WatchError`]; never [`WatchError::NotMapped`], unless the space cannot have holes.
     fn watch_sparse(&self, range: VirtRange) -> Result<Watch, WatchError> {
         self.watch(range)
+    }
+
+    /// Keeps the pages of `range` (whole pages, watched) in memory for as long as what it gives lives. It need not bring them
+    /// in: who asks does that next.
+    ///
+    /// # Errors
+    /// See [`PinError`]. Nothing is kept then.
+    fn pin_pages(&self, _range: VirtRange, kind: PinKind) -> Result<PagePin, PinError> {
+        match kind {
+            PinKind::Populated => Ok(PagePin::populated()),
+            PinKind::Mlock | PinKind::RealPin => Err(PinError::Unsupported { kind }),
+        }
+    }
+
+    /// The part of `within` that is mapped as the two ends of `range` are (both whole pages, `range` in `within`): beyond it
+    /// is memory that was mapped for another purpose, or none. All of `within` where a space knows no mappings.
+    fn mapped_alike(&self, _range: VirtRange, within: VirtRange) -> VirtRange {
+        within
     }
 
     /// The addresses that pages can be at, in whole pages.

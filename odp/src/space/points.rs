@@ -9,5 +9,8 @@ pub const SNAPSHOT: Point = Point::fallible("odp.snapshot");
 /// Faulting a range in.
 pub const FAULT: Point = Point::fallible("odp.fault");
 
+/// Locking or pinning a range.
+pub const PIN: Point = Point::fallible("odp.pin");
+
 /// All of them.
-pub const ALL: [Point; 3] = [WATCH, SNAPSHOT, FAULT];
+pub const ALL: [Point; 4] = [WATCH, SNAPSHOT, FAULT, PIN];

@@ -6,6 +6,7 @@ mod exact;
 mod kinds;
 mod mapped;
 mod monitor_allocations;
+mod pins;
 mod race;
 #[path = "../conformance/refuse.rs"]
 mod refuse;

@@ -9,6 +9,7 @@ use hw_model::hca::{
 use mr::device::{AdviseError, RegisterError};
 use mr::{MapRegionError, PublishError};
 use odp::fault::FaultFailure;
+use odp::space::PinError;
 
 /// Leaves what an error number cannot say in the log, and gives the number.
 fn said(error: &dyn std::error::Error, number: Errno) -> Errno {
@@ -46,9 +47,9 @@ impl From<RegisterError> for Errno {
         match error {
             RegisterError::Key(error) => error.into(),
             RegisterError::Map(error) => error.into(),
-            RegisterError::ImplicitAddress { .. } | RegisterError::ImplicitInSteps => {
-                said(&error, Self::INVAL)
-            }
+            RegisterError::ImplicitAddress { .. }
+            | RegisterError::ImplicitInSteps
+            | RegisterError::NotPinned { .. } => said(&error, Self::INVAL),
         }
     }
 }
@@ -62,7 +63,8 @@ impl From<MapRegionError> for Errno {
                 MapRegionError::TooLong { .. } | MapRegionError::PageList(_) | MapRegionError::Iova(_) => {
                     Self::NOMEM
                 }
-                MapRegionError::Watch(_) => Self::FAULT,
+                MapRegionError::Pin(PinError::MemlockLimit { .. }) => Self::NOMEM,
+                MapRegionError::Watch(_) | MapRegionError::Pin(_) => Self::FAULT,
                 MapRegionError::Pages(error) => error.into(),
             },
         )

@@ -53,8 +53,8 @@ struct Work {
 struct Begun {
     place: Place,
     fault: RegionFault,
-    /// What comes next, and what of it the fault brings in itself.
-    ahead: Option<(Ahead, VirtRange)>,
+    /// What comes next, what of it the fault brings in itself, and what it keeps to.
+    ahead: Option<(Ahead, VirtRange, VirtRange)>,
 }
 
 impl FaultJob {
@@ -95,10 +95,13 @@ impl FaultJob {
         let pages = place.range.page_aligned();
         let ahead = prefetcher.observe((self.event.qpn, self.event.kind), pages);
         let around = prefetch::around(&prefetcher.policy(), pages, ahead);
+        let reach = ahead.and_then(Ahead::hull).map_or(around, |ahead| ahead.hull(around));
+        let bounds = work.target.together(pages, reach);
+        let around = around.intersection(bounds).unwrap_or(pages);
         let fault = RegionFault::new(&place.core, Arc::clone(&place.sequence), place.range, work.want);
         let fault = fault.narrowing().with_neighbours(around);
         fault.prepare()?;
-        work.begun = Some(Begun { place, fault, ahead: ahead.map(|ahead| (ahead, around)) });
+        work.begun = Some(Begun { place, fault, ahead: ahead.map(|ahead| (ahead, around, bounds)) });
         Ok(true)
     }
 
@@ -155,11 +158,11 @@ impl FaultJob {
             core.answered.fetch_max(self.device.hca().faults().posted(), Ordering::AcqRel);
             let wanted = begun.place.range.page_aligned().page_count();
             add(&core.counters.pages_ahead, published.saturating_sub(wanted));
-            next = begun.ahead.map(|(ahead, around)| (work.target.clone(), work.want, ahead, around));
+            next = begun.ahead.map(|ahead| (work.target.clone(), work.want, ahead));
         }
         let done = self.answer(FaultOutcome::Resolved, 1);
-        if let Some((target, want, ahead, around)) = next {
-            self.device.prefetcher().go_ahead(&target, want, ahead, around);
+        if let Some((target, want, (ahead, around, bounds))) = next {
+            self.device.prefetcher().go_ahead(&target, want, (ahead, bounds), around);
         }
         done
     }

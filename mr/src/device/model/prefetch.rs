@@ -48,6 +48,8 @@ pub struct PrefetchStats {
     pub windows: u64,
     /// Bytes of those windows.
     pub bytes_ahead: u64,
+    /// Requests taken, to be carried out.
+    pub asked: u64,
     /// Requests carried out, to their end or to the first page that could not be had.
     pub carried_out: u64,
     /// Requests dropped because too many were waiting.
@@ -79,6 +81,7 @@ pub(super) struct Prefetcher {
     ear: Mutex<Option<Parker>>,
     windows: AtomicU64,
     bytes_ahead: AtomicU64,
+    asked: AtomicU64,
     carried_out: AtomicU64,
     dropped: AtomicU64,
 }
@@ -94,6 +97,7 @@ impl Prefetcher {
             ear: Mutex::new(Some(ear)),
             windows: AtomicU64::new(0),
             bytes_ahead: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
             carried_out: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
         }
@@ -116,6 +120,7 @@ impl Prefetcher {
         PrefetchStats {
             windows: count(&self.windows),
             bytes_ahead: count(&self.bytes_ahead),
+            asked: count(&self.asked),
             carried_out: count(&self.carried_out),
             dropped: count(&self.dropped),
         }
@@ -143,14 +148,21 @@ impl Prefetcher {
             return false;
         }
         queue.push_back(request);
+        add(&self.asked, 1);
         drop(queue);
         self.bell.unpark();
         true
     }
 
-    /// Asks for what of `ahead` the fault does not bring in itself: that ends with `done`.
-    pub(super) fn go_ahead(&self, target: &FaultTarget, want: Want, ahead: Ahead, done: VirtRange) {
-        for piece in ahead.pieces() {
+    /// Asks for what of `ahead` lies within `bounds` and the fault does not bring in itself: that ends with `done`.
+    pub(super) fn go_ahead(
+        &self,
+        target: &FaultTarget,
+        want: Want,
+        (ahead, bounds): (Ahead, VirtRange),
+        done: VirtRange,
+    ) {
+        for piece in ahead.pieces().filter_map(|piece| piece.intersection(bounds)) {
             let left = match piece.intersection(done) {
                 Some(_) if piece.start() < done.start() => {
                     VirtRange::new(piece.start(), done.start().0 - piece.start().0)

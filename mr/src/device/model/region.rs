@@ -17,7 +17,7 @@ use hw_model::sync::atomic::AtomicBool;
 use hw_model::sync::{Arc, Mutex, RwLock, Weak};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Sequence;
-use odp::space::{Access as PageAccess, Rung, UserRange};
+use odp::space::{Access as PageAccess, PinKind, Rung, UserRange};
 
 /// Bytes that are copied while the region's lock is held.
 const SYNC_STEP: u64 = 256 << 10;
@@ -29,6 +29,8 @@ pub struct ModelRegion {
     now: RwLock<Now>,
     /// It is being reregistered.
     pub(super) changing: AtomicBool,
+    /// What pinned means, if it is pinned.
+    pub(super) pin: PinKind,
     /// Taken by deregistration.
     pub(super) mapped: Mutex<Option<Mapped>>,
     /// For reregistration, which holds the region.
@@ -97,7 +99,8 @@ impl ModelRegion {
         if options.mode == Mode::Implicit {
             return Err(RegisterError::ImplicitInSteps);
         }
-        let mapped = Mapped::new(pd.device().dma(), memory, options.mode, writes(&options))?;
+        let how = options.kept()?;
+        let mapped = Mapped::new(pd.device().dma(), memory, how, writes(&options))?;
         Self::with_key(pd, memory, options, mapped).map_err(|(error, mapped)| {
             Teardown::begin(*mapped).wait();
             error.into()
@@ -135,6 +138,7 @@ impl ModelRegion {
                 key,
                 now: RwLock::new(now),
                 changing: AtomicBool::new(false),
+                pin: options.pin,
                 mapped: Mutex::new(Some(mapped)),
                 me: Weak::clone(me),
             })),

@@ -4,7 +4,8 @@
 //! Either all of it happens or the region is as it was. What is new is made beside what there is: another page list, IOVA
 //! and interval, if the memory changes or whether it may be written does. Then the key is changed, in one go, and only then
 //! does the old go, as in deregistration. Where nothing of the memory changes, bursts that began under the old rights are
-//! waited for, so that none is left when the call returns.
+//! waited for, so that none is left when the call returns. What is both in the old memory and in the new is locked or pinned
+//! twice meanwhile: the limit must hold both.
 //!
 //! The key stays. The address stays too, unless the memory changes and none is given: then it is the memory's.
 
@@ -88,7 +89,8 @@ impl ModelRegion {
         }
         let writable = writing(next.access);
         let stage = if moves || writable != now.core.writable {
-            let mapped = Mapped::unpopulated(self.device.dma(), &next.memory, now.core.mode, writable)?;
+            let how = (now.core.mode, self.pin);
+            let mapped = Mapped::unpopulated(self.device.dma(), &next.memory, how, writable)?;
             (next.core, next.sequence) = (Arc::clone(&mapped.core), mapped.interval.sequence());
             of_key.memory = Some(KeyMemory {
                 address: next.address,
@@ -139,6 +141,19 @@ impl Reregistration {
             }
             Stage::Over => panic!("a reregistration is polled until it is done, and no further"),
         }
+    }
+
+    /// Whether the key is what it is to be: what is left is that what was before goes.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        matches!(self.stage, Stage::Leaving(_))
+    }
+
+    /// Whether there is another page list, IOVA range and interval beside the region's own: the new ones on their way in, or
+    /// the old ones, or those of a change that failed, on their way out.
+    #[must_use]
+    pub fn has_memory_beside(&self) -> bool {
+        matches!(self.stage, Stage::Populating(_) | Stage::Undoing(..) | Stage::Leaving(Leaving::Memory(_)))
     }
 
     /// To the end, waiting where an invalidation or a burst is in the way.

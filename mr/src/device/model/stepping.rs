@@ -50,7 +50,8 @@ impl ModelPd {
         if options.mode == Mode::Implicit {
             return Err(RegisterError::ImplicitInSteps);
         }
-        let mapped = Mapped::unpopulated(self.device().dma(), memory, options.mode, writes(&options))?;
+        let how = options.kept()?;
+        let mapped = Mapped::unpopulated(self.device().dma(), memory, how, writes(&options))?;
         let bringing = mapped.populating();
         let stage = Stage::Populating(Box::new((mapped, bringing)));
         Ok(Registration { pd: Arc::clone(self), memory: memory.clone(), options, stage })

@@ -79,6 +79,16 @@ impl FaultTarget {
         }))
     }
 
+    /// The part of `within` that may be brought in because `pages`, which lie in it, were asked for: all of an explicit
+    /// region, which somebody made of this memory; of an implicit one the mapping that they are in.
+    pub(super) fn together(&self, pages: VirtRange, within: VirtRange) -> VirtRange {
+        match &self.memory {
+            Backed::Explicit(..) => within,
+            Backed::Implicit(_) if within == pages => within,
+            Backed::Implicit(children) => children.space.mapped_alike(pages, within),
+        }
+    }
+
     /// Brings `memory`, which lies in the region, in and waits for it.
     pub(super) fn bring(&self, memory: VirtRange, want: Want) -> Result<(), AdviseError> {
         let mut left = memory;

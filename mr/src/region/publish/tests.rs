@@ -10,7 +10,7 @@ use hw_model::hca::Backing;
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::sync::Arc;
 use odp::space::process::{Options, OwnedMemory, ProcessSpace};
-use odp::space::{Access, AddressSpace};
+use odp::space::{Access, AddressSpace, PinKind};
 
 const PAGES: u64 = 1024;
 
@@ -36,7 +36,8 @@ fn stand() -> Stand {
 
 impl Stand {
     fn map(&self, mode: Mode) -> Mapped {
-        Mapped::new(&self.device, &self.memory.user_range(), mode, true).expect("a region")
+        Mapped::new(&self.device, &self.memory.user_range(), (mode, PinKind::Populated), true)
+            .expect("a region")
     }
 
     fn runs(&self) -> Vec<PageRun> {

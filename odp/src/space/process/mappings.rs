@@ -53,6 +53,11 @@ impl Mapping {
         self.identity.is_file() && one == two
     }
 
+    /// Whether `other` could be more of the same mapping.
+    fn is_like(&self, other: &Self) -> bool {
+        (self.source, self.page_size, self.identity) == (other.source, other.page_size, other.identity)
+    }
+
     /// The part that maps `[from, to)` of the file with this inode, if it is of that file, or may be: file systems without
     /// a device of their own (overlayfs, btrfs) do not say the same number everywhere.
     pub(super) fn part_of_file(&self, inode: u64, from: u64, to: u64) -> Option<VirtRange> {
@@ -169,6 +174,27 @@ impl Mappings {
             }
         }
         Ok(())
+    }
+
+    /// The part of `within` that is mapped as the two ends of `range` are. Mappings that meet and are alike are one: watching
+    /// cuts them.
+    pub(super) fn alike(&self, range: VirtRange, within: VirtRange) -> VirtRange {
+        let mut found = Vec::new();
+        // A mapping that cannot be read is one of which nothing is known.
+        if self.collect(within, &mut found).is_err() {
+            return range;
+        }
+        let (mut low, mut high) = (range.start(), range.end());
+        for run in found.chunk_by(|one, next| one.range.end() == next.range.start() && one.is_like(next)) {
+            let (start, end) = (run[0].range.start(), run[run.len() - 1].range.end());
+            if start <= range.start() && range.start() < end {
+                low = start.max(within.start());
+            }
+            if start < range.end() && range.end() <= end {
+                high = end.min(within.end());
+            }
+        }
+        VirtRange::new(low, high.0 - low.0).expect("part of what it is in")
     }
 
     fn queried(&self, found: &sys::MapQuery) -> Mapping {

@@ -15,7 +15,9 @@
 //!   which gives an error where a touch would raise a signal.
 //! * **Copying.** A routine whose faults a signal handler turns into a short count: memory may go at any instruction.
 //!
-//! What is not promised: a process cannot pin its pages, and a page dropped right after its event was read may be faulted
+//! * **Pins.** Pages are locked or pinned on request only ([`PinKind`](crate::space::PinKind)).
+//!
+//! What is not promised: a page dropped right after its event was read may be faulted
 //! in, reported, and dropped once more without a word. The frame then still names the page's virtual address, and what is
 //! read there is what the program would read.
 //!
@@ -37,6 +39,7 @@ mod mappings;
 mod memory;
 mod monitor;
 mod owned;
+mod pin;
 mod polled;
 mod recover;
 mod scan;

@@ -9,6 +9,7 @@ use super::frames;
 use super::mappings::{Mapping, Mappings};
 use super::memory::ProcessMemory;
 use super::monitor::{Events, Monitor, Watched};
+use super::pin::Locks;
 use super::polled::Polled;
 use super::scan::Scanner;
 use super::segments::Segments;
@@ -16,7 +17,9 @@ use super::walk::{Surroundings, Walker};
 use super::watch::Watches;
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
-use crate::space::{Access, AddressSpace, FaultError, Rung, Watch, WatchError, points};
+use crate::space::{
+    Access, AddressSpace, FaultError, PagePin, PinError, PinKind, Rung, Watch, WatchError, points,
+};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::bus::{DmaEpoch, HostMemory, MemoryError};
 use hw_model::fault_plan::{Point, Points};
@@ -40,6 +43,7 @@ pub struct ProcessSpace {
     pub(super) segments: Segments,
     events: Arc<Events>,
     watching: AtomicU64,
+    locks: Arc<Locks>,
     /// For watches, which keep the space alive.
     me: Weak<Self>,
     birth: Birth,
@@ -140,6 +144,7 @@ impl ProcessSpace {
                 Arc::clone(&mappings),
                 Arc::clone(&polled),
             ),
+            locks: Locks::new(Arc::clone(&mappings), birth),
             mappings,
             polled,
             segments: Segments::default(),
@@ -320,6 +325,18 @@ impl AddressSpace for ProcessSpace {
             me.watches.uncover(range);
             me.watching.fetch_sub(1, Ordering::Relaxed);
         }))
+    }
+
+    fn mapped_alike(&self, range: VirtRange, within: VirtRange) -> VirtRange {
+        self.mappings.alike(range, within)
+    }
+
+    fn pin_pages(&self, range: VirtRange, kind: PinKind) -> Result<PagePin, PinError> {
+        self.check(range)?;
+        if kind != PinKind::Populated && self.points.meet(points::PIN).fails() {
+            return Err(PinError::Refused { kind, range, reason: "fault injection".to_owned() });
+        }
+        self.locks.pin(range, kind)
     }
 
     fn addresses(&self) -> VirtRange {

@@ -9,7 +9,7 @@ use super::span::Span;
 use super::vma::{MapRequest, Protection};
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
-use crate::space::{Access, AddressSpace, FaultError, Rung, Watch, WatchError};
+use crate::space::{Access, AddressSpace, FaultError, PagePin, PinError, PinKind, Rung, Watch, WatchError};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::bus::{AtomicOp, HostMemory, ProviderId};
 use hw_model::sync::Arc;
@@ -177,6 +177,23 @@ impl AddressSpace for SimSpace {
         self.fault_for(None, range, access, out)
     }
 
+    fn mapped_alike(&self, range: VirtRange, within: VirtRange) -> VirtRange {
+        let Some(last) = range.last() else { return range };
+        let kernel = self.host.kernel.lock();
+        let end_at = |at: VirtAddr| {
+            let vma = kernel.vma(self.mm, at.page_number());
+            vma.and_then(|vma| vma.span.range().intersection(within)).unwrap_or(range)
+        };
+        let (low, high) = (end_at(range.start()).start(), end_at(last).end());
+        VirtRange::new(low, high.0 - low.0).expect("part of what it is in")
+    }
+    /// Locked pages are pinned, too: they do not even move.
+    fn pin_pages(&self, range: VirtRange, kind: PinKind) -> Result<PagePin, PinError> {
+        Ok(match kind {
+            PinKind::Populated => PagePin::populated(),
+            PinKind::Mlock | PinKind::RealPin => PagePin::new(kind, self.pin(range)?),
+        })
+    }
     fn rung(&self, _range: VirtRange) -> Rung {
         Rung::Exact
     }

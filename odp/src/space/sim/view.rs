@@ -5,7 +5,7 @@ use super::process::SimSpace;
 use super::store::Store;
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
-use crate::space::{Access, AddressSpace, FaultError, Rung, Watch, WatchError};
+use crate::space::{Access, AddressSpace, FaultError, PagePin, PinError, PinKind, Rung, Watch, WatchError};
 use hw_model::addr::{PhysAddr, VirtRange};
 use hw_model::bus::{AtomicOp, DmaEpoch, HostMemory, MemoryError, PrivatePages, ProviderId};
 use hw_model::sync::Arc;
@@ -50,6 +50,12 @@ impl AddressSpace for DeviceView {
     }
     fn fault(&self, range: VirtRange, access: Access, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.space.fault_for(Some(self.device), range, access, out)
+    }
+    fn mapped_alike(&self, range: VirtRange, within: VirtRange) -> VirtRange {
+        self.space.mapped_alike(range, within)
+    }
+    fn pin_pages(&self, range: VirtRange, kind: PinKind) -> Result<PagePin, PinError> {
+        self.space.pin_pages(range, kind)
     }
     fn rung(&self, range: VirtRange) -> Rung {
         self.space.rung(range)

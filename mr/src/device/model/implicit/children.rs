@@ -17,7 +17,7 @@ use std::collections::btree_map::Entry;
 pub(in crate::device::model) struct Children {
     hca: Arc<Hca>,
     device: Arc<DmaDevice>,
-    space: Arc<dyn AddressSpace>,
+    pub(in crate::device::model) space: Arc<dyn AddressSpace>,
     pd: Pd,
     /// What the region covers.
     pub(in crate::device::model) range: VirtRange,
@@ -208,6 +208,11 @@ impl Children {
     /// Children made so far, those that are gone too.
     pub(super) fn made(&self) -> u64 {
         self.made.load(Ordering::Relaxed)
+    }
+
+    /// Children that were taken away, and are not gone yet.
+    pub(super) fn going(&self) -> u64 {
+        self.slots.lock().going.len() as u64
     }
 
     pub(super) fn report(&self) -> RegionReport {

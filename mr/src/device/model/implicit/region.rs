@@ -32,6 +32,7 @@ impl ImplicitRegion {
         memory: &UserRange,
         options: RegisterOptions,
     ) -> Result<Arc<Self>, RegisterError> {
+        options.kept()?;
         let space = memory.space();
         // Where no page can ever be, none is missed.
         let range = memory.range().intersection(space.addresses()).filter(|range| !range.is_empty());
@@ -81,6 +82,12 @@ impl ImplicitRegion {
     #[must_use]
     pub fn children_made(&self) -> u64 {
         self.children.made()
+    }
+
+    /// Children that were taken away because they were empty, and wait for a burst to end.
+    #[must_use]
+    pub fn children_going(&self) -> u64 {
+        self.children.going()
     }
 
     /// The present pages: address and page-list word. A moment's view.
@@ -182,6 +189,12 @@ impl ImplicitTeardown {
         debug_assert!(self.children.is_closing());
         self.left.retain_mut(|teardown| !teardown.poll());
         self.left.is_empty()
+    }
+
+    /// Children that are not gone yet.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left.len() as u64
     }
 
     /// Polls to the end. Bursts are bounded, so this is soon.
