@@ -7,11 +7,9 @@
 //!
 //! What can be counted is asserted; times are printed beside their targets.
 
-mod floor;
-
+use anypage::bench::Floor;
 use anypage::machine::{End, Machine, MachineConfig};
 use anypage::mixed::{Kind, MixedMemory};
-use floor::Floor;
 use hw_model::addr::{PAGE_SIZE, VirtRange};
 use hw_model::hca::{Remote, SendRequest, Sge, Status, Time};
 use hw_model::sync::Arc;

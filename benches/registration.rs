@@ -4,19 +4,14 @@
 //! page-list store and one IOMMU entry, both sequential: some 10 ns. A page in a transparent huge page costs the kernel
 //! next to nothing, so what is left is our own 10 ns.
 
-mod floor;
-#[path = "floor/pin.rs"]
-mod pin;
-
+use anypage::bench::{Floor, RealPin};
 use anypage::machine::{Machine, MachineConfig};
 use anypage::mixed::{Kind, MixedMemory};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use floor::Floor;
 use hw_model::sync::Arc;
 use mr::{Device, RegisterOptions};
 use odp::space::AddressSpace;
 use odp::space::process::{Options, ProcessSpace};
-use pin::RealPin;
 use std::hint::black_box;
 
 const SIZES: [u64; 2] = [2 << 20, 64 << 20];

@@ -1,5 +1,6 @@
 //! What the command line, the tests, the benches and the examples share.
 
+pub mod bench;
 pub mod demo;
 pub mod info;
 pub mod machine;

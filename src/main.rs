@@ -29,6 +29,8 @@ enum Command {
     /// Measures rate and latency of one operation between two HCAs of this process; with --listen and --connect between two
     /// processes or hosts over RoCEv2, every byte verified.
     Perf(anypage::perf::Args),
+    /// Measures what registration costs, on any device, beside the least that the kernel can be asked for.
+    Bench(anypage::bench::Args),
     /// Starts a program with modelled RDMA devices: our libibverbs takes the place of the system's.
     Run(anypage::run::Args),
 }
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Route(args) => anypage::route::main(&args),
         Command::Info(args) => anypage::info::main(&args),
         Command::Perf(args) => anypage::perf::main(&args),
+        Command::Bench(args) => anypage::bench::main(&args),
         Command::Run(args) => anypage::run::main(&args),
     }
 }

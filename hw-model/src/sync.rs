@@ -22,6 +22,10 @@ pub use std::sync::{
 
 pub use std::sync::OnceLock;
 
+/// For measurements, which no model checker sees.
+#[cfg(not(any(loom, shuttle)))]
+pub use std::sync::Barrier;
+
 /// Threads of whoever runs the program.
 #[cfg(not(any(loom, shuttle)))]
 pub mod thread {

@@ -1,7 +1,7 @@
 //! `anypage info`: what this machine gives: the device and all its limits, how well changes of memory are seen and why not
 //! better, what of the kernel that rests on, and the RDMA devices that the kernel has.
 
-mod kernel;
+pub(crate) mod kernel;
 mod report;
 
 pub use report::Report;

@@ -1,4 +1,5 @@
-//! What registration and faults are held against: the least that the kernel can be asked to do for the same range.
+//! What registration and faults are held against: the least that the kernel can be asked to do for the same range; and the
+//! clock of one thread.
 //!
 //! Unsafe island. Invariant: the calls here read memory of the range, or fault it in, and change no byte of it.
 #![allow(unsafe_code)]
@@ -40,6 +41,16 @@ struct ScanArgument {
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// All categories that the first kernels with the call know.
 const EVERY_CATEGORY: u64 = 0x7f;
+/// `PAGE_IS_HUGE`.
+const HUGE: u64 = 1 << 6;
+
+/// The processor time of this thread in nanoseconds: what other programs of the machine do not lengthen.
+pub(super) fn thread_time_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: there is room for the time.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    (time.tv_sec * 1_000_000_000 + time.tv_nsec) as u64
+}
 
 /// Populating and scanning with nothing around it.
 pub struct Floor {
@@ -57,6 +68,9 @@ impl Floor {
     }
 
     /// MADV_POPULATE_WRITE.
+    ///
+    /// # Panics
+    /// If the kernel cannot: no memory, or no mapping.
     pub fn populate(&self, range: VirtRange) {
         let at = range.start().0 as *mut c_void;
         // SAFETY: populating changes no byte, whatever refers to the range.
@@ -66,6 +80,20 @@ impl Floor {
 
     /// PAGEMAP_SCAN over the range, all categories; runs reported.
     pub fn scan(&mut self, range: VirtRange) -> Option<usize> {
+        self.scanned(range, |_| ())
+    }
+
+    /// Bytes of the range that are in huge pages.
+    pub fn huge_bytes(&mut self, range: VirtRange) -> Option<u64> {
+        let mut bytes = 0;
+        self.scanned(range, |runs| {
+            let huge = runs.iter().filter(|run| run.categories & HUGE != 0);
+            bytes += huge.map(|run| run.end - run.start).sum::<u64>();
+        })?;
+        Some(bytes)
+    }
+
+    fn scanned(&mut self, range: VirtRange, mut look: impl FnMut(&[PageRegion])) -> Option<usize> {
         let mut argument = ScanArgument {
             size: size_of::<ScanArgument>() as u64,
             start: range.start().0,
@@ -79,7 +107,9 @@ impl Floor {
         while argument.start < argument.end {
             // SAFETY: the argument is laid out as the kernel expects, and its vector is ours and that long.
             let found = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
-            runs += usize::try_from(found).ok()?;
+            let found = usize::try_from(found).ok()?;
+            look(&self.regions[..found]);
+            runs += found;
             argument.start = argument.walk_end;
         }
         Some(runs)
