@@ -18,6 +18,8 @@ use std::time::Instant;
 
 /// Significant digits.
 const DIGITS: u8 = 3;
+/// The longest that is told from longer: ten minutes.
+const LONGEST_NS: u64 = 600_000_000_000;
 
 /// Who takes part.
 #[derive(Clone, Copy)]
@@ -42,7 +44,8 @@ pub(super) struct Seen {
 
 impl Seen {
     pub(super) fn new() -> Self {
-        let histogram = || Histogram::new(DIGITS).expect("such digits are possible");
+        let histogram =
+            || Histogram::new_with_bounds(1, LONGEST_NS, DIGITS).expect("such bounds are possible");
         Self {
             latency: histogram(),
             processor: histogram(),

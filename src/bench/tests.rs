@@ -20,6 +20,14 @@ fn the_documented_schema_is_the_real_one() {
     crate::schema::check("bench", &schemars::schema_for!(Report));
 }
 
+/// A histogram that grows does not grow for a value that is recorded saturating.
+#[test]
+fn long_times_are_not_cut_short() {
+    let mut seen = round::Seen::new();
+    seen.latency.saturating_record(5_000_000_000);
+    assert!(seen.latency.value_at_quantile(0.5) > 4_990_000_000);
+}
+
 #[test]
 fn every_kind_mode_and_state_is_measured_beside_the_floor() {
     let report = measured(&["--sizes", "64K", "--time", "0.001", "--threads", "1,2"]);
