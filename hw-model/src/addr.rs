@@ -209,9 +209,15 @@ impl VirtRange {
     /// The whole pages that hold this range.
     #[must_use]
     pub fn page_aligned(self) -> Self {
-        let Some(last) = self.last() else { return Self { start: self.start.page_start(), len: 0 } };
-        let start = self.start.page_start();
-        Self { start, len: (last.page_start().0 - start.0).saturating_add(PAGE_SIZE) }
+        self.aligned_to(PAGE_SIZE)
+    }
+    /// The whole pages of `page` bytes, a power of two, that hold this range.
+    #[must_use]
+    pub fn aligned_to(self, page: u64) -> Self {
+        debug_assert!(page.is_power_of_two());
+        let start = VirtAddr(self.start.0 & !(page - 1));
+        let Some(last) = self.last() else { return Self { start, len: 0 } };
+        Self { start, len: ((last.0 & !(page - 1)) - start.0).saturating_add(page) }
     }
     /// Pages of [`PAGE_SIZE`] that hold this range.
     #[must_use]

@@ -9,6 +9,7 @@ mod dmabuf;
 mod fail_nth;
 mod faults;
 mod gate;
+mod huge;
 mod implicit;
 mod invariants;
 mod messages;

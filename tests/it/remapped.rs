@@ -56,6 +56,20 @@ impl Remapped {
         unsafe { rustix::mm::mmap_anonymous(at, len, prot, flags) }.expect("our own reservation");
     }
 
+    /// The same with hugetlb pages in whole huge pages; `false` if the machine has none to spare.
+    pub fn replace_hugetlb(&self, page: u64, pages: u64) -> bool {
+        let (at, len) = self.place(page, pages);
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::HUGETLB;
+        // SAFETY: the place lies in our own reservation, and nothing borrows from it.
+        let mapped =
+            unsafe { rustix::mm::mmap_anonymous(at, len, ProtFlags::READ | ProtFlags::WRITE, flags) };
+        if mapped.is_err() {
+            // The kernel takes away what was there before it finds that out.
+            self.replace(page, pages, true);
+        }
+        mapped.is_ok()
+    }
+
     /// Adds to the word at `offset` as a program does: with one locked instruction.
     pub fn add(&self, offset: u64, count: u64) {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "a word inside the reservation");

@@ -69,7 +69,7 @@ pub use key::{
     SLOT_SHIFT, UnknownKey, WindowKind, WindowSpec,
 };
 pub(crate) use loan::Loan;
-pub use page_list::{Backing, Entry, Flags, OutOfMemory, PageList, Path};
+pub use page_list::{Backing, Entry, Flags, HUGE_PAGES, OutOfMemory, PageList, Path, Slot};
 pub use pd::{Pd, PdError};
 pub use qp::{
     Attribute, CreateQpError, CreateSrqError, Demands, ModifyQpError, QpAddress, QpAttributes, QpChange,

@@ -12,9 +12,7 @@
 //! and kind tell what it was last), path, and kind. They live in the same word so that
 //! one store publishes all of it, and so that a region needs 8 bytes a page and no more.
 
-use crate::addr::{DmaAddr, PAGE_SHIFT};
-use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::zeroed_words;
+use crate::addr::{DmaAddr, PAGE_SHIFT, page_bytes};
 use std::fmt;
 
 bitflags::bitflags! {
@@ -210,6 +208,15 @@ impl Entry {
     pub fn backing(self) -> Backing {
         Backing::ALL[((self.0 >> KIND_SHIFT) & 0xf) as usize % Backing::ALL.len()]
     }
+    /// The entry of page `number` of the huge page that this is the entry of.
+    fn page_of_huge(self, number: u64) -> Self {
+        let page = Self(self.0 + page_bytes(number));
+        if number == 0 { page } else { page.continued() }
+    }
+    /// Whether the HCA sees it, or it occupies its IOVA slot.
+    fn is_active(self) -> bool {
+        self.0 & (Flags::VALID | Flags::LINKED).bits() != 0
+    }
     /// The same entry as a further page of the unit that an earlier page begins.
     #[must_use]
     pub fn continued(self) -> Self {
@@ -268,96 +275,9 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// The entries of one key, each for a page of one size.
-pub struct PageList {
-    entries: Box<[AtomicU64]>,
-    page_shift: u32,
-    /// Flushes so far: what a translation cache remembers of before the last is void.
-    generation: AtomicU64,
-}
+mod list;
 
-impl PageList {
-    /// A list of `pages` empty entries for pages of 4 KiB. Memory that is never written is never touched: a region of a TiB costs what its
-    /// present pages cost.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`] if the host cannot give the table.
-    pub fn new(pages: u64) -> Result<Self, OutOfMemory> {
-        Self::with_page_shift(pages, PAGE_SHIFT)
-    }
-    /// A list of `pages` empty entries for pages of 2^`page_shift` bytes.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`] if the host cannot give the table.
-    ///
-    /// # Panics
-    /// If such pages are smaller than 4 KiB, or larger than the address space.
-    pub fn with_page_shift(pages: u64, page_shift: u32) -> Result<Self, OutOfMemory> {
-        assert!((PAGE_SHIFT..u64::BITS).contains(&page_shift), "entries are for pages of 4 KiB at least");
-        let refused = || OutOfMemory { entries: pages };
-        let count = usize::try_from(pages).map_err(|_| refused())?;
-        let entries = zeroed_words(count).ok_or_else(refused)?;
-        Ok(Self { entries, page_shift, generation: AtomicU64::new(0) })
-    }
-    /// log2 of the bytes of a page.
-    #[must_use]
-    pub fn page_shift(&self) -> u32 {
-        self.page_shift
-    }
-    /// Bytes of a page.
-    #[must_use]
-    pub fn page_bytes(&self) -> u64 {
-        1 << self.page_shift
-    }
-    /// Number of entries.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.entries.len() as u64
-    }
-    /// Whether the list has no entry.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-    /// The entry of page `index`; `None` past the end.
-    #[must_use]
-    pub fn load(&self, index: u64) -> Option<Entry> {
-        let word = self.entries.get(usize::try_from(index).ok()?)?;
-        Some(Entry(word.load(Ordering::Acquire)))
-    }
-    /// Voids what translation caches remember of the list. To be called after entries were hidden, or took another address or
-    /// less permission, and before the drain: bursts that begin after that read the list anew.
-    pub fn flush(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
-    pub(super) fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Publishes `entry` for page `index`. What was written before (links, syncs) is seen by who reads the entry.
-    ///
-    /// # Panics
-    /// If `index` is past the end.
-    pub fn store(&self, index: u64, entry: Entry) {
-        self.entries[usize::try_from(index).expect("index of a list in memory")]
-            .store(entry.0, Ordering::Release);
-    }
-}
-
-impl fmt::Debug for PageList {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PageList").field("entries", &self.entries.len()).finish()
-    }
-}
-
-/// The host has no memory for a page list of this many entries (8 bytes each).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no memory for a page list of {entries} entries (8 bytes each)")]
-pub struct OutOfMemory {
-    /// Entries asked for.
-    pub entries: u64,
-}
+pub use list::{HUGE_PAGES, OutOfMemory, PageList, Slot};
 
 #[cfg(test)]
 mod tests {

@@ -260,6 +260,11 @@ pub struct RegisterOptions {
     pub address: Option<RegionAddr>,
     /// What pinned means, of a region that is. A real device pins as its driver does, and looks at this no further.
     pub pin: PinKind,
+    /// The memory is hugetlb, and every change of it is one of whole huge pages (`IBV_ACCESS_HUGETLB`, `ib_umem_odp_get` in
+    /// drivers/infiniband/core/umem_odp.c): one entry, one IOMMU leaf and one fault each 2 MiB. Other memory is refused, now and
+    /// when it takes the place of what is there now. Without this, pinned regions have entries of 2 MiB wherever 512 pages
+    /// lie together, and regions on demand none.
+    pub hugetlb: bool,
 }
 
 impl RegisterOptions {
@@ -267,7 +272,7 @@ impl RegisterOptions {
     #[must_use]
     pub fn on_demand() -> Self {
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
-        Self { access, mode: Mode::OnDemand, address: None, pin: PinKind::Populated }
+        Self { access, mode: Mode::OnDemand, address: None, pin: PinKind::Populated, hugetlb: false }
     }
     /// The same, pinned.
     #[must_use]
@@ -290,6 +295,11 @@ impl RegisterOptions {
     #[must_use]
     pub fn implicit() -> Self {
         Self { mode: Mode::Implicit, ..Self::on_demand() }
+    }
+    /// The same for hugetlb memory, kept in huge pages.
+    #[must_use]
+    pub fn with_hugetlb(self) -> Self {
+        Self { hugetlb: true, ..self }
     }
     /// The same with other rights.
     #[must_use]
@@ -319,6 +329,9 @@ pub enum RegisterError {
         /// What was asked for.
         kind: PinKind,
     },
+    /// An implicit region holds what comes, in any pages.
+    #[error("an implicit region cannot be kept in huge pages")]
+    ImplicitHugetlb,
     /// An implicit region has nothing to be registered in steps.
     #[error("an implicit region is registered at once, not in steps")]
     ImplicitInSteps,

@@ -5,7 +5,8 @@
 //! nothing is allocated or freed, nothing waits for the device, and no callback runs. Lock order: `Core::state`, then
 //! the IOMMU's own locks.
 //!
-//! The page list is the only per-page state: 8 bytes a page.
+//! The page list is the only per-page state: 8 bytes a page. A pinned region has words for huge pages as well, and one
+//! of hugetlb memory that says so has no others; every index is that of a page of 4 KiB.
 
 use crate::dma::{DmaDevice, Mapping};
 use crate::region::counters::Counters;
@@ -101,10 +102,20 @@ impl Core {
         self.state.lock().clamp(0, self.list.len())
     }
 
+    /// The whole pages of `range` in the size that the region is kept in.
+    pub(crate) fn whole(&self, range: VirtRange) -> VirtRange {
+        range.aligned_to(self.list.entry_bytes())
+    }
+
     /// Index in the page list of the page that holds `at`, which lies in the region.
     pub(crate) fn page_index(&self, at: VirtAddr) -> u64 {
         debug_assert!(self.pages.contains(VirtRange::new(at, 1).expect("an address of the region")));
         at.page_number() - self.pages.start().page_number()
+    }
+
+    /// Where `at`, an address of the region, lies behind the start of its first page.
+    pub(crate) fn offset_of(&self, at: VirtAddr) -> u64 {
+        at.0 - self.pages.start().0
     }
 
     /// Virtual address of page `index`.

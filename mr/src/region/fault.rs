@@ -5,7 +5,7 @@ use super::core::Core;
 use super::counters::add;
 use super::publish::PublishError;
 use crate::points;
-use hw_model::addr::{PAGE_SIZE, VirtRange};
+use hw_model::addr::VirtRange;
 use hw_model::sync::Arc;
 use odp::fault::{FaultFailure, FaultWork, Progress, Publication, RetryCheck, Want};
 use odp::notifier::Sequence;
@@ -64,15 +64,15 @@ pub(crate) struct RegionFault {
 impl RegionFault {
     /// Wants the pages that hold `range`, which lies in the region.
     pub(crate) fn new(core: &Arc<Core>, sequence: Arc<Sequence>, range: VirtRange, want: Want) -> Self {
-        let work = FaultWork::new(sequence, range.page_aligned(), want);
+        let work = FaultWork::new(sequence, core.whole(range), want);
         Self { core: Arc::clone(core), work, want, narrows: false }
     }
 
     /// The same with the pages of `around` that lie in the region as neighbours; see [`FaultWork::with_neighbours`].
     pub(crate) fn with_neighbours(self, around: VirtRange) -> Self {
         let wanted = self.work.range();
-        let around =
-            around.page_aligned().intersection(self.core.pages).filter(|around| around.contains(wanted));
+        let around = self.core.whole(around).intersection(self.core.pages);
+        let around = around.filter(|around| around.contains(wanted));
         Self { work: self.work.with_neighbours(around.unwrap_or(wanted)), ..self }
     }
 
@@ -87,7 +87,7 @@ impl RegionFault {
         let Some(mapping) = &self.core.mapping else { return Ok(()) };
         let range = self.work.around();
         let offset = range.start().0 - self.core.pages.start().0;
-        debug_assert_eq!(range.len() % PAGE_SIZE, 0);
+        debug_assert_eq!(range.len() % self.core.list.entry_bytes(), 0);
         mapping
             .prepare(offset, range.len())
             .map_err(|error| FaultFailure::Publish(PublishError::Link { at: range.start(), error }))
@@ -142,10 +142,11 @@ impl RegionFault {
 
     /// Goes on with the first page alone, if that will do and there were more.
     fn narrow(&mut self, range: VirtRange, attempts: u32) -> Result<(), FaultFailure<PublishError>> {
-        if !self.narrows || range.len() <= PAGE_SIZE {
+        let least = self.core.list.entry_bytes();
+        if !self.narrows || range.len() <= least {
             return Err(FaultFailure::Unsettled { range, attempts });
         }
-        let first = VirtRange::new(range.start(), PAGE_SIZE).expect("part of a range");
+        let first = VirtRange::new(range.start(), least).expect("part of a range");
         self.work.restart(first, self.want);
         Ok(())
     }

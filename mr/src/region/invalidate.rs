@@ -60,16 +60,15 @@ impl Core {
         }
     }
 
-    /// Hides the present pages of `span`, and the rest of every link unit that reaches into it. Gives how many pages it
+    /// Hides the present pages of `span`, and the rest of every huge entry and link unit that reaches into it. Gives how many pages it
     /// hid. The caller holds the state's lock, which is what `state` stands for.
     pub(super) fn hide(&self, state: &mut State, span: std::ops::Range<u64>) -> u64 {
         let span = self.whole_units(state.clamp(span.start, span.end - span.start));
         let mut hidden = 0;
-        for index in span {
-            let entry = self.list.load(index).expect("a page of the region");
+        for (slot, entry) in self.list.slots(span) {
             if entry.is_valid() {
-                self.list.store(index, entry.cleared());
-                hidden += 1;
+                self.list.store_slot(slot, entry.cleared());
+                hidden += slot.pages();
             }
         }
         if hidden > 0 && !forgets_to_flush() {
@@ -84,15 +83,14 @@ impl Core {
     pub(super) fn unlink_hidden(&self, state: &mut State, span: std::ops::Range<u64>) {
         let span = self.whole_units(state.clamp(span.start, span.end - span.start));
         let mut run = span.start..span.start;
-        for index in span {
-            let entry = self.list.load(index).expect("a page of the region");
+        for (slot, entry) in self.list.slots(span) {
             if entry.is_valid() || !entry.is_linked() {
                 self.unlink_run(state, run);
-                run = index + 1..index + 1;
+                run = slot.end()..slot.end();
                 continue;
             }
-            self.list.store(index, entry.unlinked());
-            run.end = index + 1;
+            self.list.store_slot(slot, entry.unlinked());
+            run.end = slot.end();
         }
         self.unlink_run(state, run);
     }
@@ -116,12 +114,14 @@ impl Core {
         }
         let continues =
             |index: u64| self.list.load(index).is_some_and(|entry| entry.is_linked() && !entry.begins_unit());
+        // A huge entry is one step.
+        let huge = |index: u64| self.list.huge_slot(index).filter(|slot| self.list.is_whole(*slot));
         let (mut start, mut end) = (span.start, span.end);
         while start > 0 && continues(start) {
-            start -= 1;
+            start = huge(start).map(|slot| slot.first()).filter(|first| *first < start).unwrap_or(start - 1);
         }
         while continues(end) {
-            end += 1;
+            end = huge(end).map_or(end + 1, |slot| slot.end());
         }
         start..end
     }

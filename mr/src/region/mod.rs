@@ -26,6 +26,6 @@ pub(crate) use emptied::Emptied;
 pub(crate) use fault::{RegionFault, WINDOW};
 pub use publish::PublishError;
 pub use register::MapRegionError;
-pub(crate) use register::Mapped;
+pub(crate) use register::{How, Mapped};
 pub use report::{MapEntry, MapRun, RegionReport};
 pub use teardown::Teardown;

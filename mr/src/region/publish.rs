@@ -4,7 +4,7 @@ use super::core::{Core, Mode, State};
 use super::counters::add;
 use crate::dma::{Extent, LinkError, Refusal, Segment, Segments};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, page_bytes, pages_for};
-use hw_model::hca::{Entry, Path};
+use hw_model::hca::{Entry, Path, Slot};
 use hw_model::iommu::LeafSize;
 use odp::page::PageRun;
 use std::ops::Range;
@@ -28,6 +28,12 @@ pub enum PublishError {
         /// Why.
         error: LinkError,
     },
+    /// A region of hugetlb memory takes whole huge pages of it, and nothing else.
+    #[error("the memory at {at} is no whole hugetlb page; register it without the hugetlb access")]
+    NotHuge {
+        /// The first page that is not part of one.
+        at: VirtAddr,
+    },
     /// The region is being deregistered.
     #[error("the region is being deregistered")]
     Closing,
@@ -39,14 +45,16 @@ pub enum PublishError {
 /// What one call published.
 #[derive(Default)]
 struct Published {
+    pages: u64,
     entries: u64,
     relinked: u64,
     changed_kind: u64,
 }
 
 impl Published {
-    /// Counts a page that becomes present with `segment`'s kind and path where `before` was.
-    fn arrival(&mut self, before: Entry, segment: &Segment) {
+    /// Counts an entry that becomes present with `segment`'s kind and path where `before` was.
+    fn arrival(&mut self, slot: Slot, before: Entry, segment: &Segment) {
+        self.pages += slot.pages();
         self.entries += 1;
         self.relinked += u64::from(before.was_seen());
         let changed = before.backing() != segment.backing || before.path() != segment.path;
@@ -56,7 +64,7 @@ impl Published {
 
 impl Core {
     /// Publishes `runs`, which were reported at a sequence number that `accepted` confirms under the lock. Gives how many
-    /// entries were written; `None` if it does not confirm: nothing was done, begin again.
+    /// pages came in or got more permission; `None` if it does not confirm: nothing was done, begin again.
     ///
     /// All or nothing: when a page is refused, the links of this call are taken down again and no entry was stored.
     ///
@@ -85,7 +93,7 @@ impl Core {
         add(&self.counters.entries_published, published.entries);
         add(&self.counters.entries_relinked, published.relinked);
         add(&self.counters.entries_changed_kind, published.changed_kind);
-        Ok(Some(published.entries))
+        Ok(Some(published.pages))
     }
 
     fn segments<'a>(
@@ -112,33 +120,41 @@ impl Core {
     /// Lets the HCA see the pages of `segment`, which are linked and synced where they need it (invariant 1).
     fn show(&self, state: &mut State, segment: &Segment, published: &mut Published) {
         let write = segment.writable && self.writable;
-        for index in pages_of(segment) {
-            let before = self.list.load(index).expect("a page of the region");
+        for slot in self.slots(segment) {
+            let slot = slot.expect("looked at before anything was linked");
+            let before = self.list.load_slot(slot);
             if before.is_valid() {
-                // The page did not move, or an invalidation would have hidden it: its address stays (invariant 11).
-                let same = before.relabelled(segment.backing);
-                let now = if write { same.upgraded() } else { same };
+                let now = self.renewed(before, segment);
                 if now != before {
-                    self.list.store(index, now);
+                    self.list.store_slot(slot, now);
                     published.entries += 1;
+                    published.pages += slot.pages();
                 }
                 continue;
             }
             let entry = if segment.path.is_linked() {
                 if before.was_seen() {
                     // Hidden with its link in place, and counted by nobody so far.
-                    published.arrival(before, segment);
+                    published.arrival(slot, before, segment);
                 }
                 before.relabelled(segment.backing).shown(write)
             } else {
-                published.arrival(before, segment);
-                let address = segment.unlinked_address(page_bytes(index));
+                published.arrival(slot, before, segment);
+                let address = segment.unlinked_address(page_bytes(slot.first()));
                 Entry::present(address, segment.path, segment.backing, write)
             };
-            self.list.store(index, entry);
-            state.present += 1;
-            state.touch(index);
+            self.list.store_slot(slot, entry);
+            state.present += slot.pages();
+            state.touch(slot.first());
+            state.touch(slot.end() - 1);
         }
+    }
+
+    /// A present entry as `segment` would have it. The page did not move, or an invalidation would have hidden it: its
+    /// address stays (invariant 11).
+    fn renewed(&self, entry: Entry, segment: &Segment) -> Entry {
+        let same = entry.relabelled(segment.backing);
+        if segment.writable && self.writable { same.upgraded() } else { same }
     }
 
     /// Links every page of `runs` that needs it, and syncs once. On failure takes its own links down again.
@@ -150,7 +166,7 @@ impl Core {
     ) -> Result<(), PublishError> {
         let Some(mapping) = &self.mapping else {
             // Nothing to link, but a page without a way must be refused before any entry is stored.
-            return self.segments(runs).try_for_each(|segment| segment.map(|_| ()));
+            return self.segments(runs).try_for_each(|segment| self.check(&segment?));
         };
         let mut linking =
             Linking { core: self, mapping, linked: 0..0, batch: Batch::default(), state, published };
@@ -175,25 +191,23 @@ impl Core {
     /// Takes down what this call linked in `span`. No device has seen it, so there is nothing to drain; what is linked
     /// there besides may still be in use (see [`Linking::segment`]) and stays.
     fn unlink_fresh(&self, state: &mut State, span: Range<u64>) {
-        let is_fresh = |index: u64| {
-            let entry = self.list.load(index).expect("a page of the region");
-            entry.is_linked() && !entry.is_valid() && !entry.was_seen()
-        };
-        let mut index = span.start;
-        while index < span.end {
-            let start = index;
-            while index < span.end && is_fresh(index) {
-                index += 1;
+        let mut fresh = span.start..span.start;
+        for (slot, entry) in self.list.slots(span) {
+            if entry.is_linked() && !entry.is_valid() && !entry.was_seen() {
+                fresh.end = slot.end();
+                continue;
             }
-            self.unlink_hidden(state, start..index);
-            index += 1;
+            self.unlink_hidden(state, fresh);
+            fresh = slot.end()..slot.end();
         }
+        self.unlink_hidden(state, fresh);
     }
 
-    /// On-demand regions link at the list's page shift, so that one page can come and go (invariant 4).
+    /// On-demand regions link in the pages that they are kept in, so that one can come and go (invariant 4).
     fn largest_leaf(&self) -> LeafSize {
         match self.mode {
             Mode::Pinned => LeafSize::Huge,
+            Mode::OnDemand | Mode::Implicit if self.list.is_huge() => LeafSize::Large,
             Mode::OnDemand | Mode::Implicit => LeafSize::Page,
         }
     }
@@ -206,6 +220,7 @@ fn pages_of(segment: &Segment) -> Range<u64> {
 }
 
 mod linking;
+mod slots;
 
 use linking::{Batch, Linking};
 

@@ -9,12 +9,15 @@ use super::teardown::Teardown;
 use crate::dma::{DmaDevice, IovaError, Mapping};
 use crate::points;
 use hw_model::addr::{VirtRange, page_bytes};
-use hw_model::hca::{OutOfMemory, PageList};
+use hw_model::hca::{HUGE_PAGES, OutOfMemory, PageList};
 use hw_model::sync::atomic::AtomicU64;
 use hw_model::sync::{Arc, Mutex};
 use odp::fault::{FaultFailure, Want};
 use odp::notifier::Interval;
 use odp::space::{Access, AddressSpace, PagePin, PinError, PinKind, UserRange, Watch, WatchError};
+
+/// log2 of the bytes of a huge page.
+const HUGE_SHIFT: u32 = 21;
 
 /// Why a range could not be mapped for a device. Nothing is left behind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +32,18 @@ pub enum MapRegionError {
         len: u64,
         /// Most bytes of a region.
         limit: u64,
+    },
+    /// The region is to be kept in huge pages, and the memory is not hugetlb throughout.
+    #[error("{range} is not hugetlb memory throughout; register it without the hugetlb access")]
+    NotHuge {
+        /// The range.
+        range: VirtRange,
+    },
+    /// No IOVA was left in which the huge pages of the region lie as huge pages.
+    #[error("no room of whole huge pages for {pages} is left in the device's address space")]
+    NoHugeIova {
+        /// The pages.
+        pages: VirtRange,
     },
     /// The address space cannot report changes of the range.
     #[error(transparent)]
@@ -50,12 +65,38 @@ pub enum MapRegionError {
     Pages(#[from] FaultFailure<PublishError>),
 }
 
+/// How a region is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    pub(crate) mode: Mode,
+    pub(crate) pin: PinKind,
+    /// Whether any right of it writes memory.
+    pub(crate) writable: bool,
+    /// Whether its memory is hugetlb; see [`crate::RegisterOptions::hugetlb`].
+    pub(crate) hugetlb: bool,
+}
+
+impl How {
+    fn whole(self, range: VirtRange) -> VirtRange {
+        if self.hugetlb { range.aligned_to(1 << HUGE_SHIFT) } else { range.page_aligned() }
+    }
+
+    fn page_list(self, pages: VirtRange) -> Result<PageList, OutOfMemory> {
+        let (first, count) = (pages.start().page_number(), pages.page_count());
+        match self.mode {
+            _ if self.hugetlb => PageList::huge(count),
+            Mode::Pinned => PageList::mixed(count, first.next_multiple_of(HUGE_PAGES) - first),
+            Mode::OnDemand | Mode::Implicit => PageList::new(count),
+        }
+    }
+}
+
 /// What a region is made of.
 struct Parts<'a> {
     space: &'a Arc<dyn AddressSpace>,
-    range: VirtRange,
-    mode: Mode,
-    writable: bool,
+    /// The whole pages that hold it.
+    pages: VirtRange,
+    how: How,
     counters: Arc<Counters>,
     emptied: Option<Arc<Emptied>>,
 }
@@ -71,13 +112,8 @@ pub(crate) struct Mapped {
 
 impl Mapped {
     /// Maps the pages that hold `memory`. Whatever fails, nothing is left behind (invariant 12).
-    pub(crate) fn new(
-        device: &Arc<DmaDevice>,
-        memory: &UserRange,
-        (mode, pin): (Mode, PinKind),
-        writable: bool,
-    ) -> Result<Self, MapRegionError> {
-        let mapped = Self::unpopulated(device, memory, (mode, pin), writable)?;
+    pub(crate) fn new(device: &Arc<DmaDevice>, memory: &UserRange, how: How) -> Result<Self, MapRegionError> {
+        let mapped = Self::unpopulated(device, memory, how)?;
         match mapped.populate() {
             Ok(()) => Ok(mapped),
             Err(error) => {
@@ -91,8 +127,7 @@ impl Mapped {
     pub(crate) fn unpopulated(
         device: &Arc<DmaDevice>,
         memory: &UserRange,
-        (mode, pin): (Mode, PinKind),
-        writable: bool,
+        how: How,
     ) -> Result<Self, MapRegionError> {
         let range = memory.range();
         if range.is_empty() {
@@ -103,10 +138,14 @@ impl Mapped {
             return Err(MapRegionError::TooLong { len: range.len(), limit });
         }
         let space = memory.space();
-        let watch = space.watch(range.page_aligned())?;
+        let pages = how.whole(range);
+        if how.hugetlb && space.page_shift(pages) < HUGE_SHIFT {
+            return Err(MapRegionError::NotHuge { range });
+        }
+        let watch = space.watch(pages)?;
         // Before pages are brought in: they come locked, and what pinning moves has moved.
-        let pin = space.pin_pages(range.page_aligned(), pin)?;
-        let parts = Parts { space, range, mode, writable, counters: Arc::default(), emptied: None };
+        let pin = space.pin_pages(pages, how.pin)?;
+        let parts = Parts { space, pages, how, counters: Arc::default(), emptied: None };
         Self::watched(device, parts, (watch, pin))
     }
 
@@ -119,8 +158,8 @@ impl Mapped {
         (counters, emptied): (Arc<Counters>, Arc<Emptied>),
     ) -> Result<Self, MapRegionError> {
         let watch = space.watch_sparse(range.page_aligned())?;
-        let (mode, emptied) = (Mode::OnDemand, Some(emptied));
-        let parts = Parts { space, range, mode, writable, counters, emptied };
+        let how = How { mode: Mode::OnDemand, pin: PinKind::Populated, writable, hugetlb: false };
+        let parts = Parts { space, pages: range.page_aligned(), how, counters, emptied: Some(emptied) };
         Self::watched(device, parts, (watch, PagePin::populated()))
     }
 
@@ -129,13 +168,18 @@ impl Mapped {
         parts: Parts<'_>,
         (watch, pin): (Watch, PagePin),
     ) -> Result<Self, MapRegionError> {
-        let Parts { space, range, mode, writable, counters, emptied } = parts;
-        let pages = range.page_aligned();
+        let Parts { space, pages, how, counters, emptied } = parts;
+        let How { mode, writable, .. } = how;
         if device.points().meet(points::PAGE_LIST).fails() {
             return Err(OutOfMemory { entries: pages.page_count() }.into());
         }
-        let list = Arc::new(PageList::new(pages.page_count())?);
+        let list = Arc::new(how.page_list(pages)?);
         let mapping = Mapping::try_alloc(device, page_bytes(pages.page_count()), pages.start().0)?;
+        if let Some(mapping) = mapping.as_ref().filter(|_| how.hugetlb)
+            && !mapping.iova().is_aligned(1 << HUGE_SHIFT)
+        {
+            return Err(MapRegionError::NoHugeIova { pages });
+        }
         let core = Arc::new(Core {
             space: Arc::clone(space),
             device: Arc::clone(device),

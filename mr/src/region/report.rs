@@ -29,13 +29,15 @@ pub struct MapEntry {
 /// A region at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionReport {
-    /// Entries of the page list.
+    /// Pages of 4 KiB that it has room for.
     pub entries: u64,
-    /// Entries that are present.
+    /// Pages of 4 KiB that are present.
     pub present: u64,
-    /// Entries that occupy their slot of the IOVA range.
+    /// Entries that stand for a huge page of 2 MiB, and so for 512 of these pages.
+    pub huge: u64,
+    /// Pages of 4 KiB that occupy their slot of the IOVA range.
     pub linked: u64,
-    /// Bytes of the page list: 8 an entry. Of them, those are in memory in whose pages an entry was ever written.
+    /// Bytes of the page list: 8 an entry, of either size. Of them, those are in memory in whose pages an entry was ever written.
     pub list_bytes: u64,
     /// Parts of an implicit region that have a page list of their own.
     pub children: u64,
@@ -49,11 +51,20 @@ impl Core {
         RegionReport {
             entries: self.list.len(),
             present: state.present,
+            huge: self.huge(state.clamp(0, self.list.len())),
             linked: state.linked,
-            list_bytes: self.list.len() * 8,
+            list_bytes: self.list.words() * 8,
             children: 0,
             counters: self.counters.values(),
         }
+    }
+
+    /// Huge entries that are present.
+    fn huge(&self, span: std::ops::Range<u64>) -> u64 {
+        if !self.list.has_huge() {
+            return 0;
+        }
+        self.list.slots(span).filter(|(slot, entry)| slot.is_huge() && entry.is_valid()).count() as u64
     }
 
     /// The page list in runs of like entries. A moment's view: pages may come and go meanwhile.

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::core::{Core, Mode};
-use super::register::Mapped;
+use super::register::{How, Mapped};
 use super::teardown::Teardown;
 use crate::dma::{DmaConfig, DmaDevice};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange, page_bytes};
@@ -176,8 +176,8 @@ fn world(check: Check) -> usize {
     let range = VirtRange::new(FIRST, page_bytes(PAGES)).expect("user memory");
     // SAFETY: there is no memory at these addresses to which a reference could exist: frames are only counted.
     let memory = unsafe { UserRange::from_raw(Arc::clone(&space) as Arc<dyn AddressSpace>, range) };
-    let mapped =
-        Mapped::new(&device, &memory, (Mode::OnDemand, PinKind::Populated), true).expect("registered");
+    let how = How { mode: Mode::OnDemand, pin: PinKind::Populated, writable: true, hugetlb: false };
+    let mapped = Mapped::new(&device, &memory, how).expect("registered");
     let (core, sequence) = (Arc::clone(&mapped.core), mapped.interval.sequence());
 
     let faulting = {

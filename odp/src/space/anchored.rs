@@ -126,6 +126,9 @@ impl AddressSpace for Anchored {
             None => self.inner.watch(range),
         }
     }
+    fn page_shift(&self, range: VirtRange) -> u32 {
+        self.inner.page_shift(range)
+    }
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.kept(range, |kept| self.inner.snapshot(kept, out))
     }

@@ -19,7 +19,7 @@ pub mod sim;
 
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
-use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use hw_model::addr::{PAGE_SHIFT, PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::bus::HostMemory;
 use hw_model::sync::Arc;
 use std::fmt;
@@ -74,6 +74,12 @@ pub trait AddressSpace: Send + Sync {
     fn addresses(&self) -> VirtRange {
         // Half of the addresses of x86-64, up to the guard page.
         VirtRange::new(VirtAddr(0), (1 << 47) - PAGE_SIZE).expect("half an address space")
+    }
+
+    /// log2 of the bytes of the smallest pages that `range` (whole pages) can have while what is mapped there stays: 12, unless
+    /// all of it is hugetlb (`vma_kernel_pagesize`, mm/hugetlb.c).
+    fn page_shift(&self, _range: VirtRange) -> u32 {
+        PAGE_SHIFT
     }
 
     /// Appends the present pages of `range` (whole pages) in ascending order, without faulting any in. Pages that are

@@ -48,6 +48,7 @@ impl From<RegisterError> for Errno {
             RegisterError::Key(error) => error.into(),
             RegisterError::Map(error) => error.into(),
             RegisterError::ImplicitAddress { .. }
+            | RegisterError::ImplicitHugetlb
             | RegisterError::ImplicitInSteps
             | RegisterError::NotPinned { .. } => said(&error, Self::INVAL),
         }
@@ -59,11 +60,14 @@ impl From<MapRegionError> for Errno {
         said(
             &error,
             match error {
-                MapRegionError::Empty | MapRegionError::Closing => Self::INVAL,
-                MapRegionError::TooLong { .. } | MapRegionError::PageList(_) | MapRegionError::Iova(_) => {
-                    Self::NOMEM
+                MapRegionError::Empty | MapRegionError::NotHuge { .. } | MapRegionError::Closing => {
+                    Self::INVAL
                 }
-                MapRegionError::Pin(PinError::MemlockLimit { .. }) => Self::NOMEM,
+                MapRegionError::TooLong { .. }
+                | MapRegionError::PageList(_)
+                | MapRegionError::NoHugeIova { .. }
+                | MapRegionError::Iova(_)
+                | MapRegionError::Pin(PinError::MemlockLimit { .. }) => Self::NOMEM,
                 MapRegionError::Watch(_) | MapRegionError::Pin(_) => Self::FAULT,
                 MapRegionError::Pages(error) => error.into(),
             },

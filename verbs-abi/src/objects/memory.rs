@@ -149,7 +149,10 @@ fn options(flags: c_uint, iova: u64) -> Result<RegisterOptions, Errno> {
     let access = region_rights(flags)?;
     let mode = if flags & IBV_ACCESS_ON_DEMAND != 0 { Mode::OnDemand } else { Mode::Pinned };
     let address = if flags & IBV_ACCESS_ZERO_BASED != 0 { 0 } else { iova };
-    Ok(RegisterOptions { access, mode, address: Some(RegionAddr(address)), ..RegisterOptions::on_demand() })
+    // Of a pinned region the kernel does not ask for it (ib_umem_get).
+    let hugetlb = flags & IBV_ACCESS_HUGETLB != 0 && mode == Mode::OnDemand;
+    let address = Some(RegionAddr(address));
+    Ok(RegisterOptions { access, mode, address, hugetlb, ..RegisterOptions::on_demand() })
 }
 
 /// Brings memory in ahead of use.

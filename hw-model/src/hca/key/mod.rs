@@ -323,10 +323,10 @@ fn within(
 impl KeySpec {
     fn check(&self) -> Result<(), CreateKeyError> {
         let Self { address, length, first_page_offset: offset, access, .. } = *self;
-        let page = self.pages.page_bytes();
-        if offset >= page {
+        if offset >= self.pages.entry_bytes() {
             return Err(CreateKeyError::OffsetBeyondPage { offset });
         }
+        let page = self.pages.page_bytes();
         let bytes = offset.checked_add(length).ok_or(CreateKeyError::PastTop { address, length })?;
         check_span(address, length)?;
         // An exact count even where rounding up to a page would overflow.

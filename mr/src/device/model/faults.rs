@@ -156,7 +156,7 @@ impl FaultJob {
         {
             let core = &begun.place.core;
             core.answered.fetch_max(self.device.hca().faults().posted(), Ordering::AcqRel);
-            let wanted = begun.place.range.page_aligned().page_count();
+            let wanted = core.whole(begun.place.range).page_count();
             add(&core.counters.pages_ahead, published.saturating_sub(wanted));
             next = begun.ahead.map(|ahead| (work.target.clone(), work.want, ahead));
         }

@@ -10,7 +10,7 @@ use crate::device::{
 use crate::dma::{LinkError, Mapping};
 use crate::points;
 use crate::region::counters::add;
-use crate::region::{Bringing, Core, MapRun, Mapped, Mode, PublishError, RegionReport, Teardown};
+use crate::region::{Bringing, Core, How, MapRun, Mapped, Mode, PublishError, RegionReport, Teardown};
 use hw_model::addr::{RegionAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Access, CreateKeyError, DestroyKeyError, Key, KeySpec};
 use hw_model::sync::atomic::AtomicBool;
@@ -80,9 +80,12 @@ impl Now {
     }
 }
 
-/// Whether any right of `options` writes memory.
-pub(super) fn writes(options: &RegisterOptions) -> bool {
-    writing(options.access)
+impl How {
+    /// What `options` ask for.
+    pub(super) fn of(options: &RegisterOptions) -> Result<Self, RegisterError> {
+        let (mode, pin) = options.kept()?;
+        Ok(Self { mode, pin, writable: writing(options.access), hugetlb: options.hugetlb })
+    }
 }
 
 /// Whether any right of `access` writes memory.
@@ -99,8 +102,7 @@ impl ModelRegion {
         if options.mode == Mode::Implicit {
             return Err(RegisterError::ImplicitInSteps);
         }
-        let how = options.kept()?;
-        let mapped = Mapped::new(pd.device().dma(), memory, how, writes(&options))?;
+        let mapped = Mapped::new(pd.device().dma(), memory, How::of(&options)?)?;
         Self::with_key(pd, memory, options, mapped).map_err(|(error, mapped)| {
             Teardown::begin(*mapped).wait();
             error.into()
@@ -121,7 +123,7 @@ impl ModelRegion {
             access: options.access,
             address,
             length: memory.range().len(),
-            first_page_offset: start.page_offset(),
+            first_page_offset: mapped.core.offset_of(start),
             pages: Arc::clone(&mapped.core.list),
         };
         let now = Now {
@@ -209,7 +211,7 @@ impl ModelRegion {
         let region = now.memory.range().len();
         now.memory.part(offset, len).ok_or(SyncError::OutOfRange { offset, len, region })?;
         let Some(mapping) = &now.core.mapping else { return Ok(()) };
-        let first = now.memory.range().start().page_offset() + offset;
+        let first = now.core.offset_of(now.memory.range().start()) + offset;
         let mut done = 0;
         while done < len {
             // Held over each copy: who takes pages away, and copies them back, does that before or after.

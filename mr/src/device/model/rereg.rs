@@ -12,7 +12,7 @@
 use super::ModelPd;
 use super::region::{ModelRegion, Now, writing};
 use crate::device::{Rereg, ReregError};
-use crate::region::{Bringing, Mapped, Teardown};
+use crate::region::{Bringing, How, Mapped, Teardown};
 use hw_model::addr::RegionAddr;
 use hw_model::bus::Drain;
 use hw_model::hca::{KeyChange, KeyMemory};
@@ -88,14 +88,14 @@ impl ModelRegion {
             next.memory = memory;
         }
         let writable = writing(next.access);
+        let how = How { mode: now.core.mode, pin: self.pin, writable, hugetlb: now.core.list.is_huge() };
         let stage = if moves || writable != now.core.writable {
-            let how = (now.core.mode, self.pin);
-            let mapped = Mapped::unpopulated(self.device.dma(), &next.memory, how, writable)?;
+            let mapped = Mapped::unpopulated(self.device.dma(), &next.memory, how)?;
             (next.core, next.sequence) = (Arc::clone(&mapped.core), mapped.interval.sequence());
             of_key.memory = Some(KeyMemory {
                 address: next.address,
                 length: next.memory.range().len(),
-                first_page_offset: next.memory.range().start().page_offset(),
+                first_page_offset: mapped.core.offset_of(next.memory.range().start()),
                 pages: Arc::clone(&mapped.core.list),
             });
             let bringing = mapped.populating();

@@ -1,10 +1,10 @@
 //! Registration and advice as values that can be stepped, for one thread that drives everything from one seed.
 
-use super::region::{ModelRegion, writes};
+use super::region::ModelRegion;
 use super::{ModelDevice, ModelPd};
 use crate::device::{AdviseError, RegisterError, RegisterOptions};
 use crate::region::counters::add;
-use crate::region::{Bringing, Mapped, Mode, Teardown};
+use crate::region::{Bringing, How, Mapped, Mode, Teardown};
 use hw_model::hca::PdError;
 use hw_model::sync::Arc;
 use odp::fault::Progress;
@@ -50,8 +50,7 @@ impl ModelPd {
         if options.mode == Mode::Implicit {
             return Err(RegisterError::ImplicitInSteps);
         }
-        let how = options.kept()?;
-        let mapped = Mapped::unpopulated(self.device().dma(), memory, how, writes(&options))?;
+        let mapped = Mapped::unpopulated(self.device().dma(), memory, How::of(&options)?)?;
         let bringing = mapped.populating();
         let stage = Stage::Populating(Box::new((mapped, bringing)));
         Ok(Registration { pd: Arc::clone(self), memory: memory.clone(), options, stage })

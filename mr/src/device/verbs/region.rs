@@ -175,7 +175,7 @@ impl Region for VerbsRegion {
         let entries = self.memory.range().page_count();
         let present = if self.mode == Mode::Pinned { entries } else { 0 };
         let counters = CounterValues::default();
-        RegionReport { entries, present, linked: 0, list_bytes: 0, children: 0, counters }
+        RegionReport { entries, present, huge: 0, linked: 0, list_bytes: 0, children: 0, counters }
     }
     fn page_map(&self) -> Option<Vec<MapRun>> {
         None

@@ -5,7 +5,7 @@ use super::super::counters::add;
 use super::{PublishError, Published, pages_of};
 use crate::dma::{LinkError, Mapping, Segment};
 use hw_model::addr::{PAGE_SIZE, page_bytes};
-use hw_model::hca::{Entry, Path};
+use hw_model::hca::{Entry, Path, Slot};
 use hw_model::iommu::LeafSize;
 use std::ops::Range;
 
@@ -72,22 +72,34 @@ impl Linking<'_> {
     /// used again. Should it lead elsewhere, which no protocol-abiding space brings about, the IOMMU refuses to link over it.
     pub(super) fn segment(&mut self, segment: &Segment) -> Result<(), PublishError> {
         if !segment.path.is_linked() {
-            return Ok(());
+            return self.core.check(segment);
         }
-        let span = pages_of(segment);
-        let mut run = span.start..span.start;
-        for index in span {
-            let entry = self.core.list.load(index).expect("a page of the region");
-            let at = page_bytes(index);
-            let stays = entry.is_linked() && self.mapping.leads_to(at, segment.phys_at(at));
-            if entry.is_valid() || stays {
+        let first = pages_of(segment).start;
+        let mut run = first..first;
+        for slot in self.core.slots(segment) {
+            let slot = slot?;
+            let entry = self.core.list.load_slot(slot);
+            if entry.is_valid() || (entry.is_linked() && self.leads_to(slot, segment)) {
                 self.run(segment, run)?;
-                run = index + 1..index + 1;
-            } else {
-                run.end = index + 1;
+                run = slot.end()..slot.end();
+                continue;
             }
+            if run.end != slot.first() {
+                // Between them lie pages that are there.
+                self.run(segment, run)?;
+                run = slot.first()..slot.first();
+            }
+            run.end = slot.end();
         }
         self.run(segment, run)
+    }
+
+    /// Whether the links of `slot` lead to the pages of `segment`.
+    fn leads_to(&self, slot: Slot, segment: &Segment) -> bool {
+        (slot.first()..slot.end()).all(|index| {
+            let at = page_bytes(index);
+            self.mapping.leads_to(at, segment.phys_at(at))
+        })
     }
 
     /// Links pages of `segment`, now or with what follows them.
@@ -108,7 +120,7 @@ impl Linking<'_> {
         self.mapping
             .link_segment(&run, self.core.largest_leaf())
             .map_err(|error| self.failed(&run, error))?;
-        self.note(&run);
+        self.note(&run, |mapping, index| index + mapping.unit_at(page_bytes(index)) / PAGE_SIZE);
         add(&self.core.counters.links, 1);
         Ok(())
     }
@@ -119,7 +131,8 @@ impl Linking<'_> {
         self.batch.link(self.mapping, first.at).map_err(|error| self.failed(first, error))?;
         for index in 0..std::mem::take(&mut self.batch.count) {
             let run = self.batch.runs[index].expect("one of those just linked");
-            self.note(&run);
+            // Page by page.
+            self.note(&run, |_, index| index);
         }
         self.batch.pages = 0;
         add(&self.core.counters.links, 1);
@@ -130,8 +143,9 @@ impl Linking<'_> {
         PublishError::Link { at: self.core.pages.start().offset(run.at), error }
     }
 
-    /// Notes the links of `run` in the list, hidden, with the units that the IOMMU's leaves make of them.
-    fn note(&mut self, run: &Segment) {
+    /// Notes the links of `run` in the list, hidden. `unit_end` gives the page behind the leaf that begins with a page: what
+    /// is linked in one leaf is one unit.
+    fn note(&mut self, run: &Segment, unit_end: impl Fn(&Mapping, u64) -> u64) {
         let span = pages_of(run);
         self.state.linked += span.end - span.start;
         self.state.touch(span.start);
@@ -140,18 +154,19 @@ impl Linking<'_> {
             true => span.clone(),
             false => self.linked.start.min(span.start)..self.linked.end.max(span.end),
         };
-        let mut unit_end = span.start;
-        for index in span {
-            let before = self.core.list.load(index).expect("a page of the region");
-            self.published.arrival(before, run);
-            let address = self.mapping.dma_address(page_bytes(index));
+        let mut unit = span.start;
+        for slot in self.core.slots(run) {
+            let slot = slot.expect("looked at before it was linked");
+            let (first, before) = (slot.first(), self.core.list.load_slot(slot));
+            self.published.arrival(slot, before, run);
+            let address = self.mapping.dma_address(page_bytes(first));
             let mut entry = Entry::present(address, run.path, run.backing, false).fresh();
-            if index < unit_end {
+            if first < unit {
                 entry = entry.continued();
             } else {
-                unit_end = index + self.mapping.unit_at(page_bytes(index)) / PAGE_SIZE;
+                unit = unit_end(self.mapping, first);
             }
-            self.core.list.store(index, entry);
+            self.core.list.store_slot(slot, entry);
         }
     }
 }

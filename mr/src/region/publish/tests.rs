@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::dma::{DmaConfig, DmaDevice};
-use crate::region::Mapped;
 use crate::region::teardown::Teardown;
+use crate::region::{How, Mapped};
 use hw_model::addr::PhysAddr;
 use hw_model::bus::{Bus, DeviceSpec};
 use hw_model::hca::Backing;
@@ -11,6 +11,8 @@ use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::sync::Arc;
 use odp::space::process::{Options, OwnedMemory, ProcessSpace};
 use odp::space::{Access, AddressSpace, PinKind};
+
+mod huge;
 
 const PAGES: u64 = 1024;
 
@@ -36,8 +38,8 @@ fn stand() -> Stand {
 
 impl Stand {
     fn map(&self, mode: Mode) -> Mapped {
-        Mapped::new(&self.device, &self.memory.user_range(), (mode, PinKind::Populated), true)
-            .expect("a region")
+        let how = How { mode, pin: PinKind::Populated, writable: true, hugetlb: false };
+        Mapped::new(&self.device, &self.memory.user_range(), how).expect("a region")
     }
 
     fn runs(&self) -> Vec<PageRun> {

@@ -34,6 +34,10 @@ pub(super) fn decode(phys: PhysAddr) -> Option<(VirtAddr, u16)> {
     (phys.0 & SYNTHETIC != 0).then_some((VirtAddr(phys.0 & ((1 << USER_BITS) - 1)), generation))
 }
 
+/// Pages in a huge page, and its bytes.
+const HUGE_PAGES: usize = 512;
+const HUGE_PAGE: u64 = PAGE_SIZE * HUGE_PAGES as u64;
+
 /// Generations in a leaf: 16 MiB of address space in 8 KiB.
 const LEAF: usize = 1 << LEAF_BITS;
 const LEAF_BITS: u32 = 12;
@@ -110,6 +114,32 @@ impl Generations {
         }
     }
 
+    fn of_huge(&self, page: VirtRange) -> &[AtomicU16] {
+        let first = page.start().page_number();
+        &self.leaf_or_new(first)[place(first).leaf..][..HUGE_PAGES]
+    }
+
+    /// Whether the pages of the huge page `page` are of one generation.
+    pub(super) fn is_level(&self, page: VirtRange) -> bool {
+        let pages = self.of_huge(page);
+        let first = pages[0].load(Ordering::Acquire);
+        pages.iter().all(|generation| generation.load(Ordering::Acquire) == first)
+    }
+
+    /// Brings the pages of the huge page `page` to one generation, the latest of them, which retires the frames of the
+    /// others. Allocates nothing after [`Generations::is_level`].
+    pub(super) fn level(&self, page: VirtRange) {
+        let pages = self.of_huge(page);
+        let is_later = |a: u16, b: u16| (a.wrapping_sub(b) as i16) > 0;
+        let latest = pages.iter().map(|generation| generation.load(Ordering::Acquire));
+        let latest = latest.reduce(|a, b| if is_later(b, a) { b } else { a }).unwrap_or(0);
+        for generation in pages {
+            // Only forward: a frame that was retired stays retired.
+            let raise = |now: u16| is_later(latest, now).then_some(latest);
+            let _ = generation.fetch_update(Ordering::AcqRel, Ordering::Acquire, raise);
+        }
+    }
+
     /// Retires the frames of `range`. Does not allocate.
     pub(super) fn retire(&self, range: VirtRange) {
         let Some(range) = range.intersection(user_space()) else { return };
@@ -133,6 +163,13 @@ impl Generations {
 
 fn size_of_leaf() -> std::alloc::Layout {
     std::alloc::Layout::new::<Leaf>()
+}
+
+/// The huge pages that hold `range`.
+pub(super) fn huge_pages(range: VirtRange) -> impl Iterator<Item = VirtRange> {
+    let whole = range.aligned_to(HUGE_PAGE);
+    let page = move |at| VirtRange::new(whole.start().offset(at), HUGE_PAGE).expect("a page of user memory");
+    (0..whole.len()).step_by(HUGE_PAGE as usize).map(page)
 }
 
 /// The addresses that a process can have pages at.
@@ -173,6 +210,31 @@ mod tests {
         assert_eq!(runs(&table, range(4094, 6)), [(4094, 1, 0), (4095, 1, 1), (4096, 1, 1), (4097, 3, 0)]);
         table.retire(VirtRange::new(VirtAddr(0), u64::MAX).expect("fits"));
         assert_eq!(table.current(VirtAddr(4097 * PAGE_SIZE)), Some(1));
+    }
+
+    /// Regression: memory that had gone page by page left generations of its own to each page of the hugetlb page that
+    /// took its place, which then was no huge page for any device.
+    #[test]
+    fn pages_of_a_huge_page_are_brought_to_one_generation_and_only_forward() {
+        let table = Generations::new();
+        let _ = runs(&table, range(512, 1024));
+        for page in [513, 700, 700, 1023] {
+            table.retire(range(page, 1));
+        }
+        let before: Vec<_> = (512..1024).map(|page| table.current(VirtAddr(page * PAGE_SIZE))).collect();
+        let pages: Vec<_> = huge_pages(range(600, 1)).collect();
+        assert_eq!(pages, [range(512, 512)]);
+        assert!(!table.is_level(pages[0]));
+        table.level(pages[0]);
+        assert!(table.is_level(pages[0]));
+        assert_eq!(runs(&table, range(512, 1024)), [(512, 512, 2), (1024, 512, 0)], "and nobody else's");
+        assert!(before.iter().all(|before| *before <= Some(2)));
+        // Past the turn, 0 is later than 65535.
+        (0..0xfffd).for_each(|_| table.retire(range(512, 512)));
+        table.retire(range(512, 1));
+        assert_eq!(table.current(VirtAddr(512 * PAGE_SIZE)), Some(0));
+        table.level(range(512, 512));
+        assert_eq!(runs(&table, range(512, 512)), [(512, 512, 0)]);
     }
 
     #[test]

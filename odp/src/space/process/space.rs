@@ -20,7 +20,7 @@ use crate::page::PageRun;
 use crate::space::{
     Access, AddressSpace, FaultError, PagePin, PinError, PinKind, Rung, Watch, WatchError, points,
 };
-use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
+use hw_model::addr::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::bus::{DmaEpoch, HostMemory, MemoryError};
 use hw_model::fault_plan::{Point, Points};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
@@ -273,6 +273,13 @@ impl super::walk::Settle for ProcessSpace {
             self.notifiers.invalidate(record.range, retire);
         }
     }
+
+    fn settle_huge(&self, range: VirtRange) {
+        let generations = &self.memory.generations;
+        for page in frames::huge_pages(range).filter(|page| !generations.is_level(*page)) {
+            self.notifiers.invalidate(page, || generations.level(page));
+        }
+    }
 }
 
 impl AddressSpace for ProcessSpace {
@@ -341,6 +348,15 @@ impl AddressSpace for ProcessSpace {
 
     fn addresses(&self) -> VirtRange {
         frames::user_space()
+    }
+
+    fn page_shift(&self, range: VirtRange) -> u32 {
+        let mut mappings = Vec::new();
+        if self.mappings.collect(range, &mut mappings).is_err() {
+            return PAGE_SHIFT;
+        }
+        let sizes = mappings.iter().map(|mapping| mapping.page_size.trailing_zeros());
+        sizes.min().unwrap_or(PAGE_SHIFT)
     }
 
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {

@@ -66,6 +66,10 @@ pub(super) struct Surroundings<'a> {
 pub(super) trait Settle {
     /// `range` is part of `mapping`. If it was reported as another one, and nobody noticed the change, now is the time.
     fn settle(&self, range: VirtRange, mapping: &Mapping);
+
+    /// `range` is in hugetlb pages. One page is one frame: whoever was at its addresses before may have had pages of 4 KiB
+    /// that went one by one.
+    fn settle_huge(&self, range: VirtRange);
 }
 
 /// What to report of a page.
@@ -390,6 +394,9 @@ impl Report<'_> {
         let (backing, writable) = (self.backing(present), self.is_writable(present));
         let order_shift = self.order_shift(present);
         let out = &mut *self.out;
+        if self.mapping.source == Source::Hugetlb {
+            self.around.settle.settle_huge(present.range);
+        }
         self.around.generations.runs(present.range, |start, pages, generation| {
             let phys = super::frames::encode(start, generation);
             PageRun::push(

@@ -5,12 +5,12 @@ use super::fault::Touch;
 use super::host::SimHost;
 use super::kernel::{Kernel, MmId, Pte};
 use super::op::{Outcome, SimError, SimOp};
-use super::span::Span;
+use super::span::{HUGE_PAGES, Span};
 use super::vma::{MapRequest, Protection};
 use crate::notifier::Notifiers;
 use crate::page::PageRun;
 use crate::space::{Access, AddressSpace, FaultError, PagePin, PinError, PinKind, Rung, Watch, WatchError};
-use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use hw_model::addr::{PAGE_SHIFT, PAGE_SIZE, VirtAddr, VirtRange};
 use hw_model::bus::{AtomicOp, HostMemory, ProviderId};
 use hw_model::sync::Arc;
 
@@ -167,6 +167,18 @@ impl AddressSpace for SimSpace {
             return Err(WatchError::BadRange { range });
         }
         Ok(Watch::new(range, || ()))
+    }
+
+    fn page_shift(&self, range: VirtRange) -> u32 {
+        let (span, kernel) = (Span::of(range), self.host.kernel.lock());
+        let mut at = span.first;
+        while at < span.end {
+            match kernel.vma(self.mm, at) {
+                Some(vma) if kernel.is_hugetlb(&vma) => at = vma.span.end,
+                _ => return PAGE_SHIFT,
+            }
+        }
+        PAGE_SHIFT + HUGE_PAGES.trailing_zeros()
     }
 
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {

@@ -45,6 +45,9 @@ impl AddressSpace for DeviceView {
     fn watch_sparse(&self, range: VirtRange) -> Result<Watch, WatchError> {
         self.space.watch_sparse(range)
     }
+    fn page_shift(&self, range: VirtRange) -> u32 {
+        self.space.page_shift(range)
+    }
     fn snapshot(&self, range: VirtRange, out: &mut Vec<PageRun>) -> Result<(), FaultError> {
         self.space.snapshot_for(Some(self.device), range, out)
     }

@@ -220,6 +220,7 @@ impl Children {
         let mut report = RegionReport {
             entries: 0,
             present: 0,
+            huge: 0,
             linked: 0,
             list_bytes: self.table.bytes(),
             children: slots.live.len() as u64,
@@ -229,6 +230,7 @@ impl Children {
             let of = child.mapped.core.report();
             report.entries += of.entries;
             report.present += of.present;
+            report.huge += of.huge;
             report.linked += of.linked;
             report.list_bytes += of.list_bytes;
         }

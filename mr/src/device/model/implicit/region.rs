@@ -3,7 +3,7 @@
 use super::children::{Children, Parts};
 use crate::device::model::ModelPd;
 use crate::device::model::prefetch::Origin;
-use crate::device::model::region::writes;
+use crate::device::model::region::writing;
 use crate::device::model::target::FaultTarget;
 use crate::device::{AdviseError, Region, RegisterError, RegisterOptions, SyncError};
 use crate::points;
@@ -41,8 +41,11 @@ impl ImplicitRegion {
         if options.address.is_some_and(|wanted| wanted != address) {
             return Err(RegisterError::ImplicitAddress { address });
         }
+        if options.hugetlb {
+            return Err(RegisterError::ImplicitHugetlb);
+        }
         let device = pd.device();
-        let writable = writes(&options);
+        let writable = writing(options.access);
         let children = Children::new(Parts {
             hca: Arc::clone(device.hca()),
             device: Arc::clone(device.dma()),
