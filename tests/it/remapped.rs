@@ -59,15 +59,17 @@ impl Remapped {
     /// The same with hugetlb pages in whole huge pages; `false` if the machine has none to spare.
     pub fn replace_hugetlb(&self, page: u64, pages: u64) -> bool {
         let (at, len) = self.place(page, pages);
-        let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::HUGETLB;
-        // SAFETY: the place lies in our own reservation, and nothing borrows from it.
-        let mapped =
-            unsafe { rustix::mm::mmap_anonymous(at, len, ProtFlags::READ | ProtFlags::WRITE, flags) };
-        if mapped.is_err() {
-            // The kernel takes away what was there before it finds that out.
-            self.replace(page, pages, true);
-        }
-        mapped.is_ok()
+        let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::HUGETLB);
+        // Elsewhere first: where they are not to be had, the kernel leaves a hole in which other threads' memory may land.
+        // SAFETY: a new private mapping at an address that the kernel chooses replaces nothing.
+        let Ok(fresh) = (unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, flags) })
+        else {
+            return false;
+        };
+        let how = rustix::mm::MremapFlags::MAYMOVE;
+        // SAFETY: it comes from the mapping just made to a place in our own reservation, and nothing borrows from either.
+        unsafe { rustix::mm::mremap_fixed(fresh, len, len, how, at) }.expect("our own reservation");
+        true
     }
 
     /// Adds to the word at `offset` as a program does: with one locked instruction.
