@@ -13,7 +13,7 @@ use super::pd::{Pd, PdError, PdTable};
 use super::points;
 use super::qp::{
     CreateQpError, CreateSrqError, ModifyQpError, QpAddress, QpAttributes, QpChange, QpSpec, QueuePair,
-    RecvQueue, SharedReceiveQueue, SrqSpec,
+    RecvQueue, Shared, SharedReceiveQueue, SrqSpec,
 };
 use super::stats::{Counters, HcaStats, LiveObjects};
 use super::time::Time;
@@ -408,7 +408,11 @@ impl Hca {
 
     /// Time as the threads of this device tell it to the engines.
     pub(super) fn now(&self) -> Time {
-        Time(self.origin.elapsed().as_nanos() as u64)
+        self.time_of(Instant::now())
+    }
+
+    pub(super) fn time_of(&self, instant: Instant) -> Time {
+        Time(instant.saturating_duration_since(self.origin).as_nanos() as u64)
     }
 
     /// Runs every engine a little on the calling thread, if the configuration allows that.
@@ -420,13 +424,18 @@ impl Hca {
         }
     }
 
-    /// A queue pair has new requests.
-    pub(super) fn doorbell(&self, qpn: Qpn, ring: bool) {
+    /// A queue pair has new requests. Whoever steps its engine hears of it by mail.
+    pub(super) fn doorbell(&self, shared: &Shared) {
+        let qpn = shared.qpn;
         let index = self.index(qpn);
-        if ring {
+        let drives = self.device.config.callers_drive;
+        if drives && self.drive_for(qpn, index) {
+            return;
+        }
+        if shared.ring() {
             self.device.mailboxes[index].leave(|mail| mail.doorbells.push(qpn));
         }
-        if self.device.config.callers_drive {
+        if drives {
             self.drive(index);
         } else {
             self.device.mailboxes[index].wake();

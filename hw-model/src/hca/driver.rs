@@ -3,12 +3,13 @@
 //! call returns.
 
 use super::device::Hca;
-use super::engine::Step;
+use super::engine::{Engine, Step};
 use super::points;
 use super::time::Time;
 use crate::link::Roused;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, MutexGuard};
+use crate::wire::Qpn;
 use crossbeam::sync::Parker;
 use std::io;
 use std::thread::JoinHandle;
@@ -63,21 +64,45 @@ impl Hca {
         roused.run(&mut steps);
     }
 
+    /// Has an engine hear that a queue pair has new requests, and goes on as [`Hca::drive`]. False if the engine is being
+    /// stepped by another thread: it has heard nothing.
+    pub(super) fn drive_for(&self, qpn: Qpn, index: usize) -> bool {
+        let Some(mut engine) = self.engine_at(index).try_lock() else { return false };
+        engine.hear(qpn);
+        let mut steps = STEPS_OF_A_CALLER;
+        let mut roused = Roused::default();
+        self.run_locked(engine, index, &mut steps, &mut roused);
+        roused.run(&mut steps);
+        true
+    }
+
     /// Steps one engine that nobody else is stepping.
     pub(super) fn run(&self, index: usize, steps: &mut usize, roused: &mut Roused) {
-        let mailbox = &self.device.mailboxes[index];
-        let Some(mut engine) = self.engine_at(index).try_lock() else {
-            mailbox.wake();
-            return;
-        };
-        let now = self.now();
+        match self.engine_at(index).try_lock() {
+            Some(engine) => self.run_locked(engine, index, steps, roused),
+            None => self.device.mailboxes[index].wake(),
+        }
+    }
+
+    fn run_locked(
+        &self,
+        mut engine: MutexGuard<'_, Engine>,
+        index: usize,
+        steps: &mut usize,
+        roused: &mut Roused,
+    ) {
+        let now = self.time_of(roused.instant());
         let mut step = Step::Worked;
         while *steps > 0 && step == Step::Worked {
             *steps -= 1;
             step = engine.step(now);
+            if step == Step::Worked {
+                step = engine.rest().unwrap_or(step);
+            }
         }
         roused.take_from(engine.roused());
         drop(engine);
+        let mailbox = &self.device.mailboxes[index];
         match step {
             Step::Worked | Step::Blocked => mailbox.remind(),
             Step::Idle { .. } if mailbox.has_mail() => mailbox.wake(),
@@ -128,6 +153,9 @@ fn turn(hca: &Hca, index: usize) -> Step {
     for _ in 0..STEPS_A_TURN {
         step = engine.step(now);
         engine.roused().wake();
+        if step == Step::Worked {
+            step = engine.rest().unwrap_or(step);
+        }
         if step != Step::Worked {
             break;
         }

@@ -12,6 +12,7 @@ use super::loan;
 use super::mailbox::Mail;
 use super::outbox::Outbox;
 use super::qp::{Context, Core, Dma, ModifyQpError, Next, QpAttributes, QpChange};
+use super::stats::Counters;
 use super::time::Time;
 use super::translate::{Obstacle, Piece, Span, span_capacity, transfer, translate};
 use crate::bus::Slot;
@@ -45,12 +46,20 @@ const TURNS_A_STEP: usize = 8;
 
 /// One engine of an HCA.
 pub(super) struct Engine {
-    device: Arc<Device>,
-    index: usize,
-    slot: Slot,
     qps: HashMap<Qpn, Box<Core>>,
     mail: Mail,
     arrived: VecDeque<Packet>,
+    desk: Desk,
+}
+
+/// What an engine has beside its queue pairs and their packets: what it serves one of them with. Apart from them, so that a
+/// queue pair is looked up once a turn, and a packet stays where it is.
+struct Desk {
+    device: Arc<Device>,
+    index: usize,
+    /// As it was told last.
+    now: Time,
+    slot: Slot,
     ready: VecDeque<Qpn>,
     timers: BinaryHeap<Reverse<(Time, Qpn)>>,
     /// Where the bytes of the pending burst are, as the queue pair names them and on the bus. Never grow in a burst.
@@ -58,6 +67,8 @@ pub(super) struct Engine {
     spans: Vec<Span>,
     /// Where the bytes of a loan are on the lender's bus.
     lent: Vec<Span>,
+    /// What the queue pair asked for; its payload is empty when no burst is pending.
+    dma: Dma,
     pending: Option<Pending>,
     /// What it remembers of translations, if it does.
     cache: Option<Box<TranslationCache>>,
@@ -65,18 +76,18 @@ pub(super) struct Engine {
 }
 
 /// A burst that is not over.
+#[derive(Clone, Copy)]
 struct Pending {
     qpn: Qpn,
     incarnation: u64,
     caller: Caller,
-    dma: Dma,
     /// The bytes stay where they are: they are looked for, and the packet says where.
     lend: bool,
     /// The slot is busy and the spans are filled.
     translated: bool,
 }
 
-/// How far [`Engine::burst`] came.
+/// How far [`Desk::burst`] came.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Burst {
     Over {
@@ -94,73 +105,85 @@ impl Engine {
         let seed = config.seed ^ index as u64;
         let cache = config.translation_cache.map(|shape| Box::new(TranslationCache::new(shape, seed)));
         let spans = span_capacity(config.payload_bytes(), sges);
-        Self {
+        let desk = Desk {
             index,
+            now: Time(0),
             slot,
-            qps: HashMap::new(),
-            mail: Mail::default(),
-            arrived: VecDeque::new(),
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             pieces: Vec::with_capacity(sges),
             spans: Vec::with_capacity(spans),
             lent: Vec::with_capacity(spans),
+            dma: Dma::default(),
             pending: None,
             cache,
             outbox: Outbox::default(),
             device,
-        }
+        };
+        Self { qps: HashMap::new(), mail: Mail::default(), arrived: VecDeque::new(), desk }
     }
 
     /// Engines of this process that are to hear of what this one sent. Whoever steps it sees to that after each step.
     pub(super) fn roused(&mut self) -> &mut Roused {
-        self.outbox.roused()
+        self.desk.outbox.roused()
     }
 
     /// Does a bounded amount of work.
     pub(super) fn step(&mut self, now: Time) -> Step {
-        let step = self.work(now);
-        self.device.link.flush();
+        self.desk.now = now;
+        let step = self.work();
+        self.desk.device.link.flush();
         step
     }
 
-    fn work(&mut self, now: Time) -> Step {
-        self.device.counters[self.index].steps.add(1);
-        let micro = self.device.config.micro_steps;
-        if self.pending.is_some() {
-            return match self.burst(now) {
+    /// As [`Step::Idle`], if another step would find nothing to do.
+    pub(super) fn rest(&self) -> Option<Step> {
+        let desk = &self.desk;
+        let busy = desk.pending.is_some() || !desk.ready.is_empty() || !self.arrived.is_empty();
+        if busy || desk.device.mailboxes[desk.index].has_mail() {
+            return None;
+        }
+        let wake_at = desk.wake_at();
+        wake_at.is_none_or(|at| at > desk.now).then_some(Step::Idle { wake_at })
+    }
+
+    /// The earliest deadline.
+    pub(super) fn wake_at(&mut self, now: Time) -> Option<Time> {
+        self.desk.now = now;
+        self.desk.wake_at()
+    }
+
+    fn work(&mut self) -> Step {
+        self.desk.counters().steps.add(1);
+        let micro = self.desk.device.config.micro_steps;
+        if let Some(Pending { qpn, .. }) = self.desk.pending {
+            return match self.desk.burst(self.qps.get_mut(&qpn).map(|core| &mut **core)) {
                 Burst::Closed => Step::Blocked,
                 Burst::Over { .. } | Burst::Halfway => Step::Worked,
             };
         }
-        self.device.moderator.look(now);
-        let mut worked = self.collect(now);
-        worked |= self.fire_timers(now);
-        let mut budget = self.device.config.max_burst as usize;
+        self.desk.device.moderator.look(self.desk.now);
+        let mut worked = self.collect();
+        worked |= self.fire_timers();
+        let mut budget = self.desk.device.config.max_burst as usize;
         for _ in 0..TURNS_A_STEP {
             let (arrivals, packets) = if micro { (1, 1) } else { (ARRIVALS_A_TURN, PACKETS_A_TURN) };
             let mut turned = false;
             for _ in 0..arrivals {
-                let Some(packet) = self.arrived.pop_front() else { break };
+                let Some(burst) = self.take_in() else { break };
                 turned = true;
-                let qpn = packet.destination_qp;
-                let next = self.with(qpn, now, |core, context| core.receive(packet, context));
-                if next.is_none() {
-                    self.device.counters[self.index].packets_dropped.add(1);
-                }
-                match self.carry_out(qpn, next, now) {
-                    Some(Burst::Over { bytes }) => budget = budget.saturating_sub(bytes),
-                    Some(Burst::Halfway) => return Step::Worked,
-                    Some(Burst::Closed) => return Step::Blocked,
-                    None => {}
+                match burst {
+                    Burst::Over { bytes } => budget = budget.saturating_sub(bytes),
+                    Burst::Halfway => return Step::Worked,
+                    Burst::Closed => return Step::Blocked,
                 }
                 if micro || budget == 0 {
                     return Step::Worked;
                 }
             }
-            if let Some(qpn) = self.ready.pop_front() {
+            if let Some(qpn) = self.desk.ready.pop_front() {
                 turned = true;
-                match self.serve(qpn, packets, &mut budget, now) {
+                match self.serve(qpn, packets, &mut budget) {
                     Burst::Over { .. } => {}
                     Burst::Halfway => return Step::Worked,
                     Burst::Closed => return Step::Blocked,
@@ -171,223 +194,124 @@ impl Engine {
             }
             worked |= turned;
             // What was sent to this very engine is answered while it is in the cache.
-            if !self.collect(now) && !turned {
+            if !self.collect() && !turned {
                 break;
             }
             worked = true;
         }
-        if worked { Step::Worked } else { Step::Idle { wake_at: self.wake_at(now) } }
+        if worked { Step::Worked } else { Step::Idle { wake_at: self.desk.wake_at() } }
     }
 
-    /// The earliest deadline.
-    pub(super) fn wake_at(&self, now: Time) -> Option<Time> {
-        let timer = self.timers.peek().map(|Reverse((time, _))| *time);
-        [timer, self.device.moderator.look(now)].into_iter().flatten().min()
+    /// Gives the oldest packet that has arrived to its queue pair. `None`: there was none.
+    fn take_in(&mut self) -> Option<Burst> {
+        let packet = self.arrived.front_mut()?;
+        let core = self.qps.get_mut(&packet.destination_qp);
+        let burst = match core {
+            Some(core) => {
+                let next = core.receive(packet, &mut self.desk.context());
+                self.desk.carry_out(core, next)
+            }
+            None => {
+                self.desk.counters().packets_dropped.add(1);
+                None
+            }
+        };
+        self.arrived.pop_front();
+        if self.arrived.is_empty() {
+            // From the beginning of its memory again, which is in the cache.
+            self.arrived.clear();
+        }
+        Some(burst.unwrap_or(Burst::Over { bytes: 0 }))
     }
 
     /// Takes what others have left. True if there was something.
-    fn collect(&mut self, now: Time) -> bool {
-        if !self.device.mailboxes[self.index].has_mail() {
+    fn collect(&mut self) -> bool {
+        let Self { qps, mail, arrived, desk } = self;
+        let mailbox = &desk.device.mailboxes[desk.index];
+        if !mailbox.has_mail() {
             return false;
         }
-        let mut mail = std::mem::take(&mut self.mail);
-        self.device.mailboxes[self.index].collect(&mut mail);
-        if self.arrived.is_empty() {
-            std::mem::swap(&mut self.arrived, &mut mail.packets);
+        mailbox.collect(mail);
+        if arrived.is_empty() {
+            std::mem::swap(arrived, &mut mail.packets);
         } else {
-            self.arrived.append(&mut mail.packets);
+            arrived.append(&mut mail.packets);
         }
         for qpn in mail.doorbells.drain(..) {
-            if let Some(core) = self.qps.get_mut(&qpn) {
+            if let Some(core) = qps.get_mut(&qpn) {
                 core.shared.heard();
-                Self::enlist(&mut self.ready, qpn, core);
+                desk.enlist(core);
             }
         }
         for (token, outcome) in mail.answers.drain(..) {
-            let mut waited = false;
-            self.with(token.qpn, now, |core, context| {
-                waited = core.answer(token, outcome, context);
-                Next::Again
-            });
-            if waited {
-                self.after(token.qpn);
-            } else {
-                self.device.counters[self.index].stale_answers.add(1);
+            let waiting = qps.get_mut(&token.qpn);
+            let waiting =
+                waiting.and_then(|core| core.answer(token, outcome, &desk.context()).then_some(core));
+            match waiting {
+                Some(core) => desk.after(core),
+                None => desk.counters().stale_answers.add(1),
             }
         }
         for given_back in mail.given_back.drain(..) {
-            self.with(given_back.qpn, now, |core, context| {
-                core.take_back(given_back, context);
-                Next::Again
-            });
-            self.after(given_back.qpn);
+            if let Some(core) = qps.get_mut(&given_back.qpn) {
+                core.take_back(given_back, &mut desk.context());
+                desk.after(core);
+            }
         }
-        self.mail = mail;
         true
     }
 
-    fn fire_timers(&mut self, now: Time) -> bool {
+    fn fire_timers(&mut self) -> bool {
+        let Self { qps, desk, .. } = self;
         let mut fired = false;
-        while let Some(Reverse((time, qpn))) = self.timers.peek().copied() {
-            if time > now {
+        while let Some(Reverse((time, qpn))) = desk.timers.peek().copied() {
+            if time > desk.now {
                 break;
             }
-            self.timers.pop();
+            desk.timers.pop();
             // An entry that was overtaken by an earlier one, or whose queue pair is gone, does nothing.
-            let counts = self.qps.get(&qpn).is_some_and(|core| core.timer == Some(time));
-            if counts {
+            if let Some(core) = qps.get_mut(&qpn).filter(|core| core.timer == Some(time)) {
                 fired = true;
-                self.with(qpn, now, |core, context| {
-                    core.timer = None;
-                    core.on_time(context);
-                    Next::Again
-                });
-                self.after(qpn);
+                core.timer = None;
+                core.on_time(&mut desk.context());
+                desk.after(core);
             }
         }
         fired
     }
 
     /// Gives a queue pair its turn.
-    fn serve(&mut self, qpn: Qpn, packets: usize, budget: &mut usize, now: Time) -> Burst {
-        if let Some(core) = self.qps.get_mut(&qpn) {
-            core.queued = false;
-        }
+    fn serve(&mut self, qpn: Qpn, packets: usize, budget: &mut usize) -> Burst {
+        let Some(core) = self.qps.get_mut(&qpn) else { return Burst::Over { bytes: 0 } };
+        // It counts as listed until the turn is over, and goes to the end of the list if it may want more.
+        let mut wants_more = true;
         for _ in 0..packets {
-            let next = self.with(qpn, now, |core, context| core.next(context));
-            let nothing = matches!(next, None | Some(Next::Nothing));
-            match self.carry_out(qpn, next, now) {
+            let next = core.next(&mut self.desk.context());
+            wants_more = !matches!(next, Next::Nothing);
+            match self.desk.carry_out(core, next) {
                 Some(Burst::Over { bytes }) => *budget = budget.saturating_sub(bytes),
-                Some(other) => return other,
+                Some(other) => {
+                    // The end of the burst lists it.
+                    core.queued = false;
+                    return other;
+                }
                 None => {}
             }
-            if nothing {
-                return Burst::Over { bytes: 0 };
-            }
-            if *budget == 0 {
+            if !wants_more || *budget == 0 {
                 break;
             }
+        }
+        core.queued = false;
+        if wants_more {
+            self.desk.enlist(core);
         }
         Burst::Over { bytes: 0 }
     }
 
-    /// Runs the protocol of one queue pair.
-    fn with(
-        &mut self,
-        qpn: Qpn,
-        now: Time,
-        run: impl FnOnce(&mut Core, &mut Context<'_>) -> Next,
-    ) -> Option<Next> {
-        let counters = &self.device.counters[self.index];
-        let core = self.qps.get_mut(&qpn)?;
-        let mut context =
-            Context { now, device: &self.device, counters, pieces: &mut self.pieces, outbox: &self.outbox };
-        Some(run(core, &mut context))
-    }
-
-    /// Does the DMA that a queue pair asked for, if any, and sees to its list and its timer. `None`: there was none.
-    fn carry_out(&mut self, qpn: Qpn, next: Option<Next>, now: Time) -> Option<Burst> {
-        let next = next?;
-        let nothing = matches!(next, Next::Nothing);
-        let Next::Dma(dma) = next else {
-            if nothing {
-                self.set_timer(qpn)
-            } else {
-                self.after(qpn)
-            }
-            return None;
-        };
-        let core = self.qps.get_mut(&qpn)?;
-        let (caller, incarnation) = (core.shared.caller(), core.incarnation());
-        let fits = dma.payload.len() >= loan::LEAST && self.pieces.len() <= loan::PIECES;
-        let lend = fits && core.lends(&dma.work);
-        self.pending = Some(Pending { qpn, incarnation, caller, dma, lend, translated: false });
-        Some(self.burst(now))
-    }
-
-    /// Goes on with the pending burst.
-    fn burst(&mut self, now: Time) -> Burst {
-        let Some(mut pending) = self.pending.take() else { return Burst::Over { bytes: 0 } };
-        let Dma { direction, need, .. } = pending.dma;
-        let mut result = Ok(());
-        if !pending.translated {
-            if self.slot.begin().is_err() {
-                self.device.counters[self.index].epoch_closed.add(1);
-                self.pending = Some(pending);
-                return Burst::Closed;
-            }
-            let keys = &self.device.keys;
-            let mut cache = Cache::new(self.cache.as_deref_mut(), &self.device.counters[self.index]);
-            result =
-                translate(keys, &mut cache, (pending.caller, need), direction, &self.pieces, &mut self.spans);
-            if let (Ok(()), Some(loan)) = (&result, pending.dma.payload.loan()) {
-                result = loan.translate(self.slot.epoch(), &mut self.lent);
-            }
-            if self.device.config.micro_steps && result.is_ok() {
-                pending.translated = true;
-                self.pending = Some(pending);
-                return Burst::Halfway;
-            }
-        }
-        if result.is_ok() && !pending.lend {
-            let Device { keys, port, .. } = &*self.device;
-            result = match pending.dma.payload.loan() {
-                Some(loan) => loan.copy(&self.lent, &self.device, &self.pieces, &self.spans),
-                None => transfer(keys, port, direction, &self.pieces, &self.spans, &mut pending.dma.payload),
-            };
-        }
-        self.slot.end();
-        let qpn = pending.qpn;
-        let bytes = if pending.lend { 0 } else { pending.dma.payload.len() };
-        if pending.lend && result.is_ok() {
-            self.lend(&mut pending);
-        }
-        if let (Err(Obstacle::CalledIn), Some(loan)) = (&result, pending.dma.payload.loan()) {
-            self.device.counters[self.index].loans_given_back.add(1);
-            loan.give_back(pending.dma.work.request_psn());
-        }
-        // A queue pair that was reset, failed or destroyed meanwhile has nothing to do with this burst any more.
-        if self.qps.get(&qpn).is_some_and(|core| core.incarnation() == pending.incarnation) {
-            self.with(qpn, now, |core, context| core.finish(pending.dma, result, context));
-        }
-        self.after(qpn);
-        Burst::Over { bytes }
-    }
-
-    /// Has the packet say where its bytes are.
-    fn lend(&self, pending: &mut Pending) {
-        let core = self.qps.get(&pending.qpn);
-        if let Some(core) = core.filter(|core| core.incarnation() == pending.incarnation) {
-            let loan = core.lender.lend(pending.caller, pending.dma.need, &self.pieces);
-            pending.dma.payload = Payload::lent(loan, pending.dma.payload.len());
-            self.device.counters[self.index].loans.add(1);
-        }
-    }
-
-    /// A queue pair may want more: into the list with it.
-    fn after(&mut self, qpn: Qpn) {
+    /// A queue pair has new requests.
+    pub(super) fn hear(&mut self, qpn: Qpn) {
         if let Some(core) = self.qps.get_mut(&qpn) {
-            Self::enlist(&mut self.ready, qpn, core);
-            self.set_timer(qpn);
-        }
-    }
-
-    fn enlist(ready: &mut VecDeque<Qpn>, qpn: Qpn, core: &mut Core) {
-        if !core.queued {
-            core.queued = true;
-            ready.push_back(qpn);
-        }
-    }
-
-    /// One entry in the heap counts for a queue pair. A deadline that moved away is seen when the entry fires, so that
-    /// the heap is not touched for every packet.
-    fn set_timer(&mut self, qpn: Qpn) {
-        let Some(core) = self.qps.get_mut(&qpn) else { return };
-        if let Some(deadline) = core.deadline()
-            && core.timer.is_none_or(|timer| deadline < timer)
-        {
-            core.timer = Some(deadline);
-            self.timers.push(Reverse((deadline, qpn)));
+            self.desk.enlist(core);
         }
     }
 
@@ -401,13 +325,12 @@ impl Engine {
         change: &QpChange,
         now: Time,
     ) -> Option<Result<(), ModifyQpError>> {
-        let mut result = None;
-        self.with(qpn, now, |core, context| {
-            result = Some(core.apply(change, context));
-            Next::Again
-        });
-        self.after(qpn);
-        result
+        let Self { qps, desk, .. } = self;
+        desk.now = now;
+        let core = qps.get_mut(&qpn)?;
+        let result = core.apply(change, &mut desk.context());
+        desk.after(core);
+        Some(result)
     }
 
     /// What a queue pair is set to.
@@ -417,10 +340,130 @@ impl Engine {
 
     /// Ends all that the queue pair has, and forgets it.
     pub(super) fn remove(&mut self, qpn: Qpn, now: Time) {
-        self.with(qpn, now, |core, context| {
-            core.enter_error(context);
-            Next::Nothing
-        });
-        self.qps.remove(&qpn);
+        self.desk.now = now;
+        if let Some(mut core) = self.qps.remove(&qpn) {
+            core.enter_error(&mut self.desk.context());
+        }
+    }
+}
+
+impl Desk {
+    fn counters(&self) -> &Counters {
+        &self.device.counters[self.index]
+    }
+
+    fn wake_at(&self) -> Option<Time> {
+        let timer = self.timers.peek().map(|Reverse((time, _))| *time);
+        [timer, self.device.moderator.look(self.now)].into_iter().flatten().min()
+    }
+
+    /// What the protocol of a queue pair works with.
+    fn context(&mut self) -> Context<'_> {
+        Context {
+            now: self.now,
+            device: &self.device,
+            counters: &self.device.counters[self.index],
+            pieces: &mut self.pieces,
+            dma: &mut self.dma,
+            outbox: &self.outbox,
+        }
+    }
+
+    /// Does the DMA that a queue pair asked for, if any, and sees to its list and its timer. `None`: there was none.
+    fn carry_out(&mut self, core: &mut Core, next: Next) -> Option<Burst> {
+        match next {
+            Next::Dma => {}
+            Next::Nothing => {
+                self.set_timer(core);
+                return None;
+            }
+            Next::Again | Next::Fail(_) | Next::Close => {
+                self.after(core);
+                return None;
+            }
+        }
+        let fits = self.dma.payload.len() >= loan::LEAST && self.pieces.len() <= loan::PIECES;
+        let lend = fits && core.lends(&self.dma.work);
+        let (qpn, caller, incarnation) = (core.shared.qpn, core.shared.caller(), core.incarnation());
+        self.pending = Some(Pending { qpn, incarnation, caller, lend, translated: false });
+        Some(self.burst(Some(core)))
+    }
+
+    /// Goes on with the pending burst, of `core` if that is still there.
+    fn burst(&mut self, core: Option<&mut Core>) -> Burst {
+        let Some(pending) = self.pending.take() else { return Burst::Over { bytes: 0 } };
+        let Dma { direction, need, .. } = self.dma;
+        let device = &*self.device;
+        let counters = &device.counters[self.index];
+        let mut result = Ok(());
+        if !pending.translated {
+            if self.slot.begin().is_err() {
+                counters.epoch_closed.add(1);
+                self.pending = Some(pending);
+                return Burst::Closed;
+            }
+            let mut cache = Cache::new(self.cache.as_deref_mut(), counters);
+            let who = (pending.caller, need);
+            result = translate(&device.keys, &mut cache, who, direction, &self.pieces, &mut self.spans);
+            if let (Ok(()), Some(loan)) = (&result, self.dma.payload.loan()) {
+                result = loan.translate(self.slot.epoch(), &mut self.lent);
+            }
+            if device.config.micro_steps && result.is_ok() {
+                self.pending = Some(Pending { translated: true, ..pending });
+                return Burst::Halfway;
+            }
+        }
+        if result.is_ok() && !pending.lend {
+            let Device { keys, port, .. } = device;
+            result = match self.dma.payload.loan() {
+                Some(loan) => loan.copy(&self.lent, device, &self.pieces, &self.spans),
+                None => transfer(keys, port, direction, &self.pieces, &self.spans, &mut self.dma.payload),
+            };
+        }
+        self.slot.end();
+        let bytes = if pending.lend { 0 } else { self.dma.payload.len() };
+        if let (Err(Obstacle::CalledIn), Some(loan)) = (&result, self.dma.payload.loan()) {
+            counters.loans_given_back.add(1);
+            loan.give_back(self.dma.work.request_psn());
+        }
+        // A queue pair that was reset, failed or destroyed meanwhile has nothing to do with this burst any more.
+        if let Some(core) = core {
+            if core.incarnation() == pending.incarnation {
+                if pending.lend && result.is_ok() {
+                    // The packet says where its bytes are.
+                    let loan = core.lender.lend(pending.caller, need, &self.pieces);
+                    self.dma.payload = Payload::lent(loan, self.dma.payload.len());
+                    counters.loans.add(1);
+                }
+                core.finish(result, &mut self.context());
+            }
+            self.after(core);
+        }
+        self.dma.payload = Payload::EMPTY;
+        Burst::Over { bytes }
+    }
+
+    /// A queue pair may want more: into the list with it.
+    fn after(&mut self, core: &mut Core) {
+        self.enlist(core);
+        self.set_timer(core);
+    }
+
+    fn enlist(&mut self, core: &mut Core) {
+        if !core.queued {
+            core.queued = true;
+            self.ready.push_back(core.shared.qpn);
+        }
+    }
+
+    /// One entry in the heap counts for a queue pair. A deadline that moved away is seen when the entry fires, so that
+    /// the heap is not touched for every packet.
+    fn set_timer(&mut self, core: &mut Core) {
+        if let Some(deadline) = core.deadline()
+            && core.timer.is_none_or(|timer| deadline < timer)
+        {
+            core.timer = Some(deadline);
+            self.timers.push(Reverse((deadline, core.shared.qpn)));
+        }
     }
 }

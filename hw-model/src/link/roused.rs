@@ -5,6 +5,7 @@
 
 use super::Ingress;
 use crate::sync::Arc;
+use std::time::Instant;
 
 /// Engines remembered. A caller's packets go to one peer, and back.
 const ROOM: usize = 4;
@@ -14,6 +15,8 @@ const ROOM: usize = 4;
 pub struct Roused {
     engines: [Option<(Arc<dyn Ingress>, usize)>; ROOM],
     count: usize,
+    /// When they are run. A caller reads the clock once, however many engines it runs.
+    instant: Option<Instant>,
 }
 
 impl Roused {
@@ -34,9 +37,19 @@ impl Roused {
 
     /// Takes over what `other` remembers.
     pub fn take_from(&mut self, other: &mut Self) {
+        if self.count == 0 {
+            std::mem::swap(&mut self.engines, &mut other.engines);
+            std::mem::swap(&mut self.count, &mut other.count);
+            return;
+        }
         while let Some((ingress, index)) = other.pop() {
             self.add(&ingress, index);
         }
+    }
+
+    /// The time for those that are run.
+    pub fn instant(&mut self) -> Instant {
+        *self.instant.get_or_insert_with(Instant::now)
     }
 
     /// Wakes all of them.

@@ -96,6 +96,11 @@ impl Packet {
         out
     }
 
+    /// All of it, data too, which it has no more.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { payload: std::mem::take(&mut self.payload), ..*self }
+    }
+
     /// A packet of a reliable connection in the default partition, without data.
     #[must_use]
     pub const fn reliable(source: Gid, (destination, qp): (Gid, Qpn), psn: Psn, header: Header) -> Self {

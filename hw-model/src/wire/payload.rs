@@ -10,6 +10,10 @@ use crate::sync::{Arc, Mutex};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
+/// So many bytes lie in the packet itself: no more than a loan takes anyway, and taking a buffer costs more than copying
+/// them.
+const SMALL: usize = 64;
+
 /// Buffers of one size, kept for reuse.
 pub struct PayloadPool {
     free: Mutex<Vec<Box<[u8]>>>,
@@ -33,6 +37,9 @@ impl PayloadPool {
         assert!(len <= self.buffer_bytes, "payload of {len} bytes from buffers of {}", self.buffer_bytes);
         if len == 0 {
             return Payload::EMPTY;
+        }
+        if len <= SMALL {
+            return Payload { content: Content::Small([0; SMALL]), len };
         }
         let reused = self.free.lock().pop();
         let bytes = reused.unwrap_or_else(|| vec![0; self.buffer_bytes].into_boxed_slice());
@@ -77,6 +84,7 @@ impl Drop for Buffer {
 
 enum Content {
     Nothing,
+    Small([u8; SMALL]),
     Bytes(Buffer),
     Lent(Loan),
 }
@@ -100,7 +108,7 @@ impl Payload {
     pub(crate) fn loan(&self) -> Option<&Loan> {
         match &self.content {
             Content::Lent(loan) => Some(loan),
-            Content::Nothing | Content::Bytes(_) => None,
+            Content::Nothing | Content::Small(_) | Content::Bytes(_) => None,
         }
     }
 
@@ -126,6 +134,7 @@ impl Deref for Payload {
     fn deref(&self) -> &[u8] {
         match &self.content {
             Content::Nothing => &[],
+            Content::Small(bytes) => &bytes[..self.len],
             Content::Bytes(buffer) => &buffer.bytes[..self.len],
             Content::Lent(_) => panic!("{LENT}"),
         }
@@ -136,6 +145,7 @@ impl DerefMut for Payload {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.content {
             Content::Nothing => &mut [],
+            Content::Small(bytes) => &mut bytes[..self.len],
             Content::Bytes(buffer) => &mut buffer.bytes[..self.len],
             Content::Lent(_) => panic!("{LENT}"),
         }
@@ -146,6 +156,7 @@ impl Clone for Payload {
     fn clone(&self) -> Self {
         match &self.content {
             Content::Nothing => Self::EMPTY,
+            Content::Small(bytes) => Self { content: Content::Small(*bytes), len: self.len },
             Content::Bytes(buffer) => {
                 let mut copy = buffer.pool.take(self.len);
                 copy.copy_from_slice(self);
@@ -153,6 +164,12 @@ impl Clone for Payload {
             }
             Content::Lent(loan) => Self::lent(loan.clone(), self.len),
         }
+    }
+}
+
+impl Default for Payload {
+    fn default() -> Self {
+        Self::EMPTY
     }
 }
 
@@ -169,23 +186,28 @@ mod tests {
 
     #[test]
     fn a_dropped_payload_is_the_next_one_taken() {
-        let pool = PayloadPool::new(64, 2);
-        let mut first = pool.take(3);
-        first.copy_from_slice(&[1, 2, 3]);
+        let pool = PayloadPool::new(256, 2);
+        let mut first = pool.take(100);
+        first.fill(7);
         let copy = first.clone();
-        assert_eq!(&copy[..], &[1, 2, 3]);
+        assert_eq!(&copy[..], &[7; 100]);
         drop(first);
         assert_eq!(pool.idle(), 1, "the buffer would be allocated again for every packet");
-        let again = pool.take(64);
-        assert_eq!((pool.idle(), again.len()), (0, 64));
-        drop((again, copy, pool.take(5)));
+        let again = pool.take(256);
+        assert_eq!((pool.idle(), again.len()), (0, 256));
+        drop((again, copy, pool.take(65)));
         assert_eq!(pool.idle(), 2, "no more than `keep` stay");
     }
 
     #[test]
-    fn an_empty_payload_takes_no_buffer() {
-        let pool = PayloadPool::new(64, 2);
-        assert!(pool.take(0).is_empty());
+    fn a_small_payload_takes_no_buffer() {
+        let pool = PayloadPool::new(256, 2);
+        for len in [0, 1, 64] {
+            let mut payload = pool.take(len);
+            payload.fill(7);
+            let copy = payload.clone();
+            assert_eq!((&payload[..], &copy[..]), (&[7; 64][..len], &[7; 64][..len]));
+        }
         assert_eq!(pool.idle(), 0);
     }
 }

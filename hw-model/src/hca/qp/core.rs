@@ -4,7 +4,7 @@ use super::attributes::{ModifyQpError, QpAttributes, QpChange};
 use super::queue::{Overran, Shared};
 use super::requester::Requester;
 use super::responder::Responder;
-use super::work::{Context, Dma, Next, Route, Work};
+use super::work::{Context, Next, Route, Work};
 use super::{QpState, Transport};
 use crate::hca::config::HcaConfig;
 use crate::hca::events::AsyncEvent;
@@ -253,8 +253,8 @@ impl Core {
     }
 
     /// Takes a packet from the link.
-    pub(in crate::hca) fn receive(&mut self, packet: Packet, context: &mut Context<'_>) -> Next {
-        if !self.attributes.state.receives() || !self.is_for_us(&packet) {
+    pub(in crate::hca) fn receive(&mut self, packet: &mut Packet, context: &mut Context<'_>) -> Next {
+        if !self.attributes.state.receives() || !self.is_for_us(packet) {
             context.counters.packets_dropped.add(1);
             return Next::Nothing;
         }
@@ -297,26 +297,21 @@ impl Core {
     }
 
     /// Takes the result of a DMA that [`Core::next`] or [`Core::receive`] asked for.
-    pub(in crate::hca) fn finish(
-        &mut self,
-        dma: Dma,
-        result: Result<(), Obstacle>,
-        context: &mut Context<'_>,
-    ) -> Next {
+    pub(in crate::hca) fn finish(&mut self, result: Result<(), Obstacle>, context: &mut Context<'_>) -> Next {
         if let Err(Obstacle::Refused(error)) = &result {
             context.counters.dma_refused.add(1);
-            tracing::warn!(qpn = self.shared.qpn.0, %error, work = ?dma.work, "DMA refused");
+            tracing::warn!(qpn = self.shared.qpn.0, %error, work = ?context.dma.work, "DMA refused");
         }
         if let (Err(Obstacle::Key(error)), qpn) = (&result, self.shared.qpn) {
-            tracing::debug!(qpn = qpn.0, %error, work = ?dma.work, "key violation");
+            tracing::debug!(qpn = qpn.0, %error, work = ?context.dma.work, "key violation");
         }
         let route = self.route.as_ref();
-        let next = match dma.work {
+        let next = match context.dma.work {
             Work::Request { .. } | Work::Land { .. } => {
-                self.requester.finish(dma, result, (route, &self.attributes), &self.shared, context)
+                self.requester.finish(result, (route, &self.attributes), &self.shared, context)
             }
             Work::Place { .. } | Work::Respond { .. } => {
-                self.responder.finish(dma, result, route, &self.shared, context)
+                self.responder.finish(result, route, &self.shared, context)
             }
         };
         self.settle(next, context)

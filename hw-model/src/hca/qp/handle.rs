@@ -161,7 +161,7 @@ impl QueuePair {
     /// [`PostError`]; nothing was posted.
     pub fn post_recv(&self, request: &RecvRequest<'_>) -> Result<(), PostError> {
         if self.shared.post_receive(request)? {
-            self.hca.doorbell(self.shared.qpn, true);
+            self.hca.doorbell(&self.shared);
         }
         Ok(())
     }
@@ -179,9 +179,9 @@ impl QueuePair {
     /// # Errors
     /// The number that were posted before one was refused, and why it was.
     pub fn post_send_list(&self, requests: &[SendRequest<'_>]) -> Result<(), (usize, PostError)> {
-        let (taken, refused, ring) = self.shared.post(requests);
+        let (taken, refused) = self.shared.post(requests);
         if taken > 0 {
-            self.hca.doorbell(self.shared.qpn, ring);
+            self.hca.doorbell(&self.shared);
         }
         refused.map_or(Ok(()), |error| Err((taken, error)))
     }

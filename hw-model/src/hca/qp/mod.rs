@@ -24,6 +24,7 @@ mod work;
 pub use attributes::{Attribute, ModifyQpError, QpAttributes, QpChange};
 pub(super) use core::Core;
 pub use handle::{QpAddress, QueuePair};
+pub(super) use queue::Shared;
 pub(super) use receive::{GRH_BYTES, RecvQueue};
 pub use spec::{CreateQpError, QpSpec};
 pub use srq::{CreateSrqError, SharedReceiveQueue, SrqLimitError, SrqSpec};

@@ -103,22 +103,18 @@ impl Shared {
         Caller { pd: self.pd, qpn: self.qpn }
     }
 
-    /// Puts requests into the queue, in order, until one is refused. True if the engine must be told.
-    pub(super) fn post(&self, requests: &[SendRequest<'_>]) -> (usize, Option<PostError>, bool) {
-        let mut taken = 0;
-        let mut refused = None;
-        for request in requests {
+    /// Puts requests into the queue, in order, until one is refused. The engine must be told if any was taken.
+    pub(super) fn post(&self, requests: &[SendRequest<'_>]) -> (usize, Option<PostError>) {
+        for (taken, request) in requests.iter().enumerate() {
             if let Err(error) = self.post_one(request) {
-                refused = Some(error);
-                break;
+                return (taken, Some(error));
             }
-            taken += 1;
         }
-        (taken, refused, taken > 0 && self.ring())
+        (requests.len(), None)
     }
 
-    /// True if the engine must be told, and has not been.
-    fn ring(&self) -> bool {
+    /// True if the engine is to be told by mail, and has not been.
+    pub(in crate::hca) fn ring(&self) -> bool {
         !self.rung.swap(true, Ordering::SeqCst)
     }
 
@@ -186,12 +182,12 @@ impl Shared {
             return Err(PostError::State { qpn: self.qpn, state: state.state });
         }
         queue.post(request)?;
-        Ok(state.state == QpState::Error && self.ring())
+        Ok(state.state == QpState::Error)
     }
 
     /// The oldest posted request that the engine has not taken yet.
     pub(super) fn take(&self) -> Option<Wqe> {
-        self.queue.lock().posted.pop_front()
+        take_oldest(&mut self.queue.lock().posted)
     }
 
     /// The oldest posted receive.
@@ -241,6 +237,15 @@ impl Shared {
         debug_assert_eq!(wqe.id, completion.id);
         push(&self.receives.completions, completion, counters)
     }
+}
+
+/// The oldest of a queue. An empty one begins at the start of its memory again: a queue with few in it stays in the cache.
+pub(super) fn take_oldest<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let oldest = queue.pop_front();
+    if queue.is_empty() {
+        queue.clear();
+    }
+    oldest
 }
 
 fn push(ring: &Arc<Ring>, completion: Completion, counters: &Counters) -> Result<(), Overran> {

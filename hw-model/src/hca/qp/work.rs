@@ -21,6 +21,8 @@ pub(in crate::hca) struct Context<'a> {
     pub(in crate::hca) counters: &'a Counters,
     /// Filled with what a [`Dma`] moves.
     pub(in crate::hca) pieces: &'a mut Vec<Piece>,
+    /// The DMA that is asked for, or that has been done. It stays where it is: it is large.
+    pub(in crate::hca) dma: &'a mut Dma,
     pub(in crate::hca) outbox: &'a Outbox,
 }
 
@@ -30,8 +32,8 @@ pub(in crate::hca) enum Next {
     Nothing,
     /// It has done something that needed no DMA, and may want more.
     Again,
-    /// Bytes are to be moved; their places are in [`Context::pieces`].
-    Dma(Dma),
+    /// Bytes are to be moved, as [`Context::dma`] says; their places are in [`Context::pieces`].
+    Dma,
     /// The oldest request fails, and with it the queue pair.
     Fail(Status),
     /// The queue pair goes to the error state.
@@ -44,6 +46,14 @@ pub(in crate::hca) struct Dma {
     pub(in crate::hca) need: Access,
     pub(in crate::hca) payload: Payload,
     pub(in crate::hca) work: Work,
+}
+
+impl Default for Dma {
+    /// Nothing to do.
+    fn default() -> Self {
+        let work = Work::Land { psn: Psn::new(0) };
+        Self { direction: Direction::Gather, need: Access::empty(), payload: Payload::EMPTY, work }
+    }
 }
 
 /// The bits of a packet that say what its receiver is to do besides (9.2.3, 9.7.3).
@@ -115,6 +125,12 @@ impl Context<'_> {
             payload,
         };
         self.outbox.send(&*self.device.link, packet);
+    }
+
+    /// Asks for a DMA.
+    pub(super) fn request(&mut self, dma: Dma) -> Next {
+        *self.dma = dma;
+        Next::Dma
     }
 
     /// A payload buffer.

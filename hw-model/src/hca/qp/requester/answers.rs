@@ -12,7 +12,7 @@ use crate::wire::{Aeth, Header, NakCode, Packet, Psn, RnrTimer, Syndrome};
 impl Requester {
     pub(in crate::hca::qp) fn receive(
         &mut self,
-        packet: Packet,
+        packet: &mut Packet,
         route: &Route,
         shared: &Shared,
         context: &mut Context<'_>,
@@ -95,7 +95,7 @@ impl Requester {
 
     fn response(
         &mut self,
-        mut packet: Packet,
+        packet: &mut Packet,
         last: bool,
         route: &Route,
         shared: &Shared,
@@ -136,10 +136,10 @@ impl Requester {
         if let Data::List(list) = &job.wqe.data {
             list.pieces(job.received, bytes, context.pieces);
         }
-        Next::Dma(Dma {
+        context.request(Dma {
             direction: Direction::Scatter,
             need: Access::LOCAL_WRITE,
-            payload: packet.payload,
+            payload: std::mem::take(&mut packet.payload),
             work: Work::Land { psn: packet.psn },
         })
     }

@@ -11,7 +11,7 @@ mod send;
 
 use super::QpState;
 use super::attributes::QpAttributes;
-use super::queue::Shared;
+use super::queue::{Shared, take_oldest};
 use super::work::{Context, Next, Route};
 use crate::hca::fault::{FaultOutcome, FaultToken, FaultWait};
 use crate::hca::request::Status;
@@ -171,7 +171,7 @@ impl Requester {
 
     /// Ends the oldest request. A request ends here, or in [`Requester::flush`].
     pub(super) fn end_oldest(&mut self, status: Status, shared: &Shared, context: &Context<'_>) {
-        let Some(job) = self.jobs.pop_front() else { return };
+        let Some(job) = take_oldest(&mut self.jobs) else { return };
         if self.cursor_job > 0 {
             self.cursor_job -= 1;
             self.fetches -= u32::from(job.is_fetch());

@@ -45,12 +45,9 @@ impl Requester {
         if job.is_local() {
             return self.next_local(shared, context);
         }
-        let Some(route) = route_of(job, route, attributes, shared) else { return Next::Nothing };
-        if job.is_fetch() {
-            self.next_fetch(&route, context)
-        } else {
-            self.next_data(&route, shared, context)
-        }
+        let mut own = None;
+        let Some(route) = route_of(job, route, attributes, shared, &mut own) else { return Next::Nothing };
+        if job.is_fetch() { self.next_fetch(route, context) } else { self.next_data(route, shared, context) }
     }
 
     /// Gives the oldest posted request its sequence numbers. False if there is none, or no numbers.
@@ -156,11 +153,13 @@ impl Requester {
             Data::Taken(data) => context.payload_of(&data[offset as usize..(offset + bytes) as usize]),
             Data::List(list) => {
                 list.pieces(offset, bytes, context.pieces);
-                return Next::Dma(Dma {
+                let payload = context.payload(bytes);
+                let work = Work::Request { header, psn, marks };
+                return context.request(Dma {
                     direction: Direction::Gather,
                     need: Access::empty(),
-                    payload: context.payload(bytes),
-                    work: Work::Request { header, psn, marks },
+                    payload,
+                    work,
                 });
             }
         };
@@ -200,36 +199,38 @@ impl Requester {
 
     pub(in crate::hca::qp) fn finish(
         &mut self,
-        dma: Dma,
         result: Result<(), Obstacle>,
         (route, attributes): (Option<&Route>, &QpAttributes),
         shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
-        let (psn, landing) = match dma.work {
+        let (psn, landing) = match context.dma.work {
             Work::Request { psn, .. } => (psn, false),
             Work::Land { psn } => (psn, true),
             Work::Place { .. } | Work::Respond { .. } => unreachable!("work of the responder"),
         };
         let job = self.jobs.get(self.cursor_job);
-        match (result, dma.work) {
+        match (result, context.dma.work) {
             (Ok(()), Work::Request { header, psn, marks }) => {
-                if let Some(route) = job.and_then(|job| route_of(job, route, attributes, shared)) {
-                    context.send(&route, psn, marks, header, dma.payload);
+                let mut own = None;
+                if let Some(route) = job.and_then(|job| route_of(job, route, attributes, shared, &mut own)) {
+                    let payload = std::mem::take(&mut context.dma.payload);
+                    context.send(route, psn, marks, header, payload);
                     self.sent(psn.next(), context);
                     self.end_unanswered(shared, context);
                 }
             }
             (Ok(()), _) => {
-                context.counters.bytes_placed.add(dma.payload.len() as u64);
+                let bytes = context.dma.payload.len() as u32;
+                context.counters.bytes_placed.add(u64::from(bytes));
                 if let Some(route) = route {
-                    self.landed(psn, dma.payload.len() as u32, route, shared, context);
+                    self.landed(psn, bytes, route, shared, context);
                 }
             }
             (Err(Obstacle::Page { key, address, rest }), _) => {
                 let at = PageAt { key, address, rest };
                 let retry = context.device.config.rnr_timer;
-                let wait = context.ask(shared, FaultKind::ByWorkRequest, at, dma.direction, retry);
+                let wait = context.ask(shared, FaultKind::ByWorkRequest, at, context.dma.direction, retry);
                 self.wait = Wait::Page { wait, psn, landing };
                 // The timer stands still while software brings the page in.
                 self.ack_deadline = None;
@@ -255,10 +256,16 @@ impl Requester {
     }
 }
 
-/// The way of a request: the connection's, with the shared queue it names, or that of its address.
-fn route_of(job: &Job, route: Option<&Route>, attributes: &QpAttributes, shared: &Shared) -> Option<Route> {
-    match job.wqe.destination {
-        Destination::Connected => route.copied(),
+/// The way of a request: the connection's, with the shared queue it names, or that of its address, which is put in `own`.
+fn route_of<'a>(
+    job: &Job,
+    route: Option<&'a Route>,
+    attributes: &QpAttributes,
+    shared: &Shared,
+    own: &'a mut Option<Route>,
+) -> Option<&'a Route> {
+    *own = match job.wqe.destination {
+        Destination::Connected => return route,
         Destination::SharedQueue(number) => {
             route.map(|route| Route { service: Service::ExtendedConnection(Some(number)), ..*route })
         }
@@ -274,5 +281,6 @@ fn route_of(job: &Job, route: Option<&Route>, attributes: &QpAttributes, shared:
                 service: Service::UnreliableDatagram(Deth { qkey, source_qp: shared.qpn }),
             })
         }
-    }
+    };
+    own.as_ref()
 }

@@ -142,7 +142,7 @@ impl Responder {
         }
         context.pieces.clear();
         context.pieces.push(Piece { key: job.key, address: job.next, now: bytes, rest: u64::from(job.left) });
-        Next::Dma(Dma {
+        context.request(Dma {
             direction: Direction::Gather,
             need: Access::REMOTE_READ,
             payload: context.payload(bytes),

@@ -64,19 +64,19 @@ impl Stall {
 impl Responder {
     pub(super) fn page_missing(
         &mut self,
-        dma: Dma,
         at: PageAt,
         route: Option<&Route>,
         shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
-        let wait = context.ask(shared, FaultKind::ByRemoteAccess, at, dma.direction, self.rnr_timer);
+        let wait = context.ask(shared, FaultKind::ByRemoteAccess, at, context.dma.direction, self.rnr_timer);
         if context.device.config.fault_policy == FaultPolicy::Wait {
             let behind = self.stall.take().map(|stall| stall.behind).unwrap_or_default();
-            self.stall = Some(Box::new(Stall { wait: Some(wait), dma: Some(dma), behind }));
+            self.stall =
+                Some(Box::new(Stall { wait: Some(wait), dma: Some(std::mem::take(context.dma)), behind }));
             return Next::Nothing;
         }
-        let (Work::Place { psn, .. } | Work::Respond { psn, .. }) = dma.work else {
+        let (Work::Place { psn, .. } | Work::Respond { psn, .. }) = context.dma.work else {
             unreachable!("work of the requester")
         };
         let Some(route) = route.filter(|_| shared.transport.is_reliable()) else {
@@ -155,11 +155,12 @@ impl Responder {
         let next = match dma {
             Some(dma) if matches!(wait, Some(FaultWait::Denied)) => {
                 let denied = Err(Obstacle::Key(KeyViolation::NotAllowed));
-                self.finish(dma, denied, route, shared, context)
+                *context.dma = dma;
+                self.finish(denied, route, shared, context)
             }
             Some(dma) => self.try_again(dma, route, shared, context),
             None => match behind.pop_front() {
-                Some(packet) => self.receive(packet, route, shared, context),
+                Some(mut packet) => self.receive(&mut packet, route, shared, context),
                 None => Next::Again,
             },
         };
@@ -184,17 +185,17 @@ impl Responder {
         if from.is_some() {
             let Some(receive) = &self.receive else { return Next::Again };
             receive.sges.pieces(0, dma.payload.len() as u32, context.pieces);
-            return Next::Dma(dma);
+            return context.request(dma);
         }
         let nobody = (Gid(0), shared.qpn);
         let packet = Packet::reliable(Gid(0), nobody, psn, header);
         let (ack_request, solicited) = (marks.ack_request, marks.solicited);
-        let packet = Packet { ack_request, solicited, payload: dma.payload, ..packet };
+        let mut packet = Packet { ack_request, solicited, payload: dma.payload, ..packet };
         if !shared.transport.is_reliable() {
             // It has been taken for expected before.
             self.expected = psn;
         }
-        self.receive(packet, route, shared, context)
+        self.receive(&mut packet, route, shared, context)
     }
 
     pub(in crate::hca::qp) fn answer(&mut self, token: FaultToken, outcome: FaultOutcome) -> bool {

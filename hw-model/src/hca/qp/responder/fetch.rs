@@ -85,7 +85,7 @@ impl Responder {
     /// A new one.
     pub(super) fn fetch(
         &mut self,
-        packet: Packet,
+        packet: &mut Packet,
         fetch: Fetch,
         route: &Route,
         shared: &Shared,
@@ -130,8 +130,7 @@ impl Responder {
                 )
             }
             Fetch::Write(reth) => {
-                let mut packet = packet;
-                let payload = std::mem::replace(&mut packet.payload, Payload::EMPTY);
+                let payload = std::mem::take(&mut packet.payload);
                 let way = (Direction::Scatter, Access::REMOTE_WRITE);
                 self.word(packet, (reth.key, reth.address), way, payload, context)
             }
@@ -140,7 +139,7 @@ impl Responder {
 
     fn word(
         &self,
-        packet: Packet,
+        packet: &Packet,
         (key, address): (Key, RegionAddr),
         (direction, need): (Direction, Access),
         payload: Payload,
@@ -150,11 +149,12 @@ impl Responder {
         context.pieces.push(Piece { key, address, now: WORD, rest: u64::from(WORD) });
         let marks = Marks { ack_request: packet.ack_request, solicited: false };
         let work = Work::Place { header: packet.header, psn: packet.psn, marks, from: None };
-        Next::Dma(Dma { direction, need, payload, work })
+        context.request(Dma { direction, need, payload, work })
     }
 
     /// A word was changed.
-    pub(super) fn fetched(&mut self, psn: Psn, fetch: &Fetch, payload: &[u8], context: &Context<'_>) {
+    pub(super) fn fetched(&mut self, psn: Psn, fetch: &Fetch, context: &Context<'_>) {
+        let payload = &context.dma.payload[..];
         context.counters.bytes_placed.add(payload.len() as u64);
         let before = payload.try_into().map_or(0, u64::from_le_bytes);
         let done = match fetch {

@@ -17,7 +17,7 @@ use super::Transport;
 use super::attributes::QpAttributes;
 use super::queue::Shared;
 use super::receive::RecvWqe;
-use super::work::{Context, Dma, Next, Route, Work};
+use super::work::{Context, Next, Route, Work};
 use crate::addr::RegionAddr;
 use crate::hca::fault::FaultWait;
 use crate::hca::key::Access;
@@ -119,13 +119,13 @@ impl Responder {
     /// Takes a request packet.
     pub(super) fn receive(
         &mut self,
-        packet: Packet,
+        packet: &mut Packet,
         route: Option<&Route>,
         shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
         if let Some(stall) = &mut self.stall {
-            stall.keep(packet, context);
+            stall.keep(packet.take(), context);
             return Next::Nothing;
         }
         match (route, shared.transport) {
@@ -139,7 +139,7 @@ impl Responder {
     /// A request over a reliable connection: in its turn, or a repetition (9.7.4.1.1).
     fn reliable(
         &mut self,
-        packet: Packet,
+        packet: &mut Packet,
         route: &Route,
         shared: &Shared,
         context: &mut Context<'_>,
@@ -187,7 +187,6 @@ impl Responder {
 
     pub(super) fn finish(
         &mut self,
-        dma: Dma,
         result: Result<(), Obstacle>,
         route: Option<&Route>,
         shared: &Shared,
@@ -195,26 +194,28 @@ impl Responder {
     ) -> Next {
         if let Err(Obstacle::Page { key, address, rest }) = result {
             let at = super::work::PageAt { key, address, rest };
-            return self.page_missing(dma, at, route, shared, context);
+            return self.page_missing(at, route, shared, context);
         }
         if !shared.transport.is_reliable() {
-            return self.finish_unreliable(&dma, result, shared, context);
+            return self.finish_unreliable(result, shared, context);
         }
         let Some(route) = route else { return Next::Nothing };
-        match (result, dma.work) {
+        match (result, context.dma.work) {
             (Ok(()), Work::Place { header, marks, psn, .. }) => {
                 match fetch::Fetch::of(&header) {
-                    Some(fetch) => self.fetched(psn, &fetch, &dma.payload, context),
+                    Some(fetch) => self.fetched(psn, &fetch, context),
                     None => {
-                        context.counters.bytes_placed.add(dma.payload.len() as u64);
-                        self.placed(&header, dma.payload.len() as u32, marks, route, shared, context);
+                        let bytes = context.dma.payload.len() as u32;
+                        context.counters.bytes_placed.add(u64::from(bytes));
+                        self.placed(&header, bytes, marks, route, shared, context);
                     }
                 }
                 Next::Again
             }
             (Ok(()), Work::Respond { header, psn }) => {
-                let bytes = dma.payload.len() as u32;
-                context.send(route, psn, super::work::Marks::default(), header, dma.payload);
+                let payload = std::mem::take(&mut context.dma.payload);
+                let bytes = payload.len() as u32;
+                context.send(route, psn, super::work::Marks::default(), header, payload);
                 self.responded(bytes);
                 Next::Again
             }

@@ -23,7 +23,7 @@ impl Responder {
     /// The next packet of a send or a write.
     pub(super) fn place(
         &mut self,
-        packet: Packet,
+        packet: &mut Packet,
         route: &Route,
         shared: &Shared,
         context: &mut Context<'_>,
@@ -58,12 +58,13 @@ impl Responder {
     /// The DMA that brings the payload of a packet to its place.
     pub(super) fn dma(
         &self,
-        packet: Packet,
+        packet: &mut Packet,
         message: Message,
         marks: Marks,
         context: &mut Context<'_>,
     ) -> Next {
-        let Packet { psn, header, payload, .. } = packet;
+        let Packet { psn, header, .. } = *packet;
+        let payload = std::mem::take(&mut packet.payload);
         let now = payload.len() as u32;
         let need = match message {
             Message::Send { filled } => {
@@ -78,7 +79,7 @@ impl Responder {
             }
         };
         let work = Work::Place { header, psn, marks, from: None };
-        Next::Dma(Dma { direction: Direction::Scatter, need, payload, work })
+        context.request(Dma { direction: Direction::Scatter, need, payload, work })
     }
 
     /// The message that a packet of `bytes` bytes belongs to, if its opcode and its length are in order.

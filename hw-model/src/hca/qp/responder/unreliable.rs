@@ -16,7 +16,7 @@ impl Responder {
     /// dropped (9.8.2.2.3).
     pub(super) fn unreliable(
         &mut self,
-        packet: Packet,
+        packet: &mut Packet,
         route: Option<&Route>,
         shared: &Shared,
         context: &mut Context<'_>,
@@ -49,7 +49,7 @@ impl Responder {
     }
 
     /// A datagram: to the oldest receive, behind its global route header (9.8.3.2).
-    pub(super) fn datagram(&mut self, packet: Packet, shared: &Shared, context: &mut Context<'_>) -> Next {
+    pub(super) fn datagram(&mut self, packet: &Packet, shared: &Shared, context: &mut Context<'_>) -> Next {
         let Service::UnreliableDatagram(deth) = packet.service else { return Next::Nothing };
         let bytes = packet.payload.len() as u32 + GRH_BYTES;
         if !self.take_receive(shared, context) {
@@ -67,7 +67,7 @@ impl Responder {
         let marks = Marks { ack_request: false, solicited: packet.solicited };
         let from = Some(deth.source_qp);
         let work = Work::Place { header: packet.header, psn: packet.psn, marks, from };
-        Next::Dma(Dma { direction: Direction::Scatter, need: Access::LOCAL_WRITE, payload, work })
+        context.request(Dma { direction: Direction::Scatter, need: Access::LOCAL_WRITE, payload, work })
     }
 
     /// A message longer than its receive: dropped; the receive waits for the next one (9.9.3, responder class D). One of a
@@ -106,13 +106,14 @@ impl Responder {
 
     pub(super) fn finish_unreliable(
         &mut self,
-        dma: &Dma,
         result: Result<(), Obstacle>,
         shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
-        let Work::Place { header, marks, from, .. } = dma.work else { unreachable!("nothing is answered") };
-        let bytes = dma.payload.len() as u32;
+        let Work::Place { header, marks, from, .. } = context.dma.work else {
+            unreachable!("nothing is answered")
+        };
+        let bytes = context.dma.payload.len() as u32;
         if let Err(obstacle) = result {
             if header.write_position().is_some() {
                 // What the peer named it may not write: dropped, and the peer hears nothing (9.9.3, class D).
