@@ -18,13 +18,15 @@ thread_local! {
     static WATCHING: Cell<bool> = const { Cell::new(false) };
     static CALLS: Cell<u64> = const { Cell::new(0) };
     static IN_BURST: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<i64> = const { Cell::new(0) };
 }
 /// Of the first pair of hosts of the test below, the only thread that watches.
 static EPOCHS: OnceLock<[Arc<DmaEpoch>; 2]> = OnceLock::new();
 
 struct Counting;
 
-fn count() {
+fn count(bytes: i64) {
+    BYTES.set(BYTES.get() + bytes);
     if !WATCHING.get() {
         return;
     }
@@ -39,12 +41,12 @@ fn count() {
 // SAFETY: every call is passed on to the system's allocator as it came, and counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size() as i64);
         // SAFETY: the caller's promises are those of `System.alloc`.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        count();
+        count(-(layout.size() as i64));
         // SAFETY: the caller's promises are those of `System.dealloc`, and `at` came from `System`.
         unsafe { System.dealloc(at, layout) }
     }
@@ -52,6 +54,11 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Bytes that this thread has allocated, less those that it has freed.
+pub fn bytes_in_use() -> i64 {
+    BYTES.get()
+}
 
 #[test]
 fn a_burst_neither_allocates_nor_frees_and_settled_traffic_does_neither() {

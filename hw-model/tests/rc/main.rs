@@ -14,6 +14,7 @@ mod implicit;
 mod indirect;
 mod links;
 mod loans;
+mod many;
 mod operations;
 mod refusals;
 mod rereg;

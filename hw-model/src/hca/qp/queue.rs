@@ -81,10 +81,8 @@ impl Shared {
         sends: Arc<Ring>,
         receives: Receiving,
     ) -> Self {
-        let queue = SendQueue {
-            state: QpState::Reset,
-            posted: VecDeque::with_capacity(limits.requests.min(256) as usize),
-        };
+        // Grows to what is under way at a time: most queue pairs of many have little to do.
+        let queue = SendQueue { state: QpState::Reset, posted: VecDeque::new() };
         Self {
             qpn,
             pd,

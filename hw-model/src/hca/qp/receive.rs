@@ -1,6 +1,7 @@
 //! Receive queues: of one queue pair, or shared by many (IBTA volume 1, 10.2.9 and 10.8.2).
 
 use super::list::SgeList;
+use super::queue::take_oldest;
 use crate::hca::request::{PostError, RecvRequest, RequestId};
 use crate::sync::Mutex;
 use std::collections::VecDeque;
@@ -41,8 +42,7 @@ pub(super) enum Taken {
 
 impl RecvQueue {
     pub(in crate::hca) fn new(max_requests: u32, max_sges: u32, max_message: u32) -> Self {
-        let posted = VecDeque::with_capacity(max_requests.min(64) as usize);
-        let receives = Receives { posted, outstanding: 0, limit: 0, closed: false };
+        let receives = Receives { posted: VecDeque::new(), outstanding: 0, limit: 0, closed: false };
         Self { max_requests, max_sges, max_message, receives: Mutex::new(receives) }
     }
 
@@ -66,7 +66,7 @@ impl RecvQueue {
 
     pub(super) fn take(&self) -> Taken {
         let mut receives = self.receives.lock();
-        let Some(wqe) = receives.posted.pop_front() else { return Taken::Nothing };
+        let Some(wqe) = take_oldest(&mut receives.posted) else { return Taken::Nothing };
         if (receives.posted.len() as u64) < u64::from(receives.limit) {
             // The event is due once; software arms it anew (11.3.3.1).
             receives.limit = 0;
