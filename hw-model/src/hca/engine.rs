@@ -354,7 +354,10 @@ impl Desk {
 
     fn wake_at(&self) -> Option<Time> {
         let timer = self.timers.peek().map(|Reverse((time, _))| *time);
-        [timer, self.device.moderator.look(self.now)].into_iter().flatten().min()
+        match (timer, self.device.moderator.look(self.now)) {
+            (Some(timer), Some(event)) => Some(timer.min(event)),
+            (timer, event) => timer.or(event),
+        }
     }
 
     /// What the protocol of a queue pair works with.

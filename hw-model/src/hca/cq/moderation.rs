@@ -54,10 +54,13 @@ impl Moderator {
     }
 
     /// Lets go what has waited long enough. When the next has.
+    #[inline]
     pub(in crate::hca) fn look(&self, now: Time) -> Option<Time> {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return None;
-        }
+        if self.count.load(Ordering::Acquire) == 0 { None } else { self.let_go(now) }
+    }
+
+    #[cold]
+    fn let_go(&self, now: Time) -> Option<Time> {
         loop {
             let mut held = self.held.lock();
             let mut over = Vec::new();

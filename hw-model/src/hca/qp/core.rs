@@ -246,8 +246,14 @@ impl Core {
 
     fn turn(&mut self, context: &mut Context<'_>) -> Next {
         if self.responder_next {
+            if self.responder.has_nothing_to_say() {
+                return Next::Nothing;
+            }
             self.responder.next(self.route.as_ref(), &self.shared, context)
         } else {
+            if self.requester.has_nothing_to_ask(&self.shared) {
+                return Next::Nothing;
+            }
             self.requester.next(self.route.as_ref(), &self.attributes, &self.shared, context)
         }
     }
@@ -351,7 +357,18 @@ impl Core {
     }
 
     /// Carries out what ends a queue pair, or its send queue.
+    #[inline]
     fn settle(&mut self, next: Next, context: &mut Context<'_>) -> Next {
+        let goes_on = matches!(next, Next::Nothing | Next::Again | Next::Dma);
+        let overran = self.requester.overran || self.responder.overran();
+        if goes_on && !overran && !self.requester.is_to_tell() {
+            return next;
+        }
+        self.settle_end(next, context)
+    }
+
+    #[cold]
+    fn settle_end(&mut self, next: Next, context: &mut Context<'_>) -> Next {
         let mut close = matches!(next, Next::Close);
         if let Next::Fail(status) = next {
             tracing::debug!(qpn = self.shared.qpn.0, ?status, "request failed");

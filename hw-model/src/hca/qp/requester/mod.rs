@@ -118,6 +118,19 @@ impl Requester {
         self.allocate
     }
 
+    /// Whether an event will be due that says so.
+    pub(super) fn is_to_tell(&self) -> bool {
+        self.notify_drained
+    }
+
+    /// Whether nothing is to be sent: all that has begun has been, and nothing more is posted.
+    #[inline]
+    pub(super) fn has_nothing_to_ask(&self, shared: &Shared) -> bool {
+        let sent = self.cursor_job == self.jobs.len() && matches!(self.wait, Wait::Nothing);
+        // Without a lock: what was posted before the doorbell that brought us here has been counted.
+        sent && shared.outstanding() as usize <= self.jobs.len()
+    }
+
     /// Whether an event is due that says so; asked once.
     pub(super) fn has_drained(&mut self) -> bool {
         let drained = self.notify_drained && self.is_drained();

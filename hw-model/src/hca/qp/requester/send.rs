@@ -61,10 +61,6 @@ impl Requester {
         if outstanding >= Psn::WINDOW / 2 {
             return false;
         }
-        // Without a lock: what was posted before the doorbell that brought us here has been counted.
-        if shared.outstanding() as usize <= self.jobs.len() {
-            return false;
-        }
         let Some(wqe) = shared.take() else { return false };
         let mtu = attributes.path_mtu;
         let packets = match wqe.operation {

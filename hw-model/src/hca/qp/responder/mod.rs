@@ -107,6 +107,13 @@ impl Responder {
         self.pkey_index = attributes.pkey_index;
     }
 
+    /// Whether nothing is to be sent, and nothing waits to go on.
+    #[inline]
+    pub(super) fn has_nothing_to_say(&self) -> bool {
+        let answers = !self.answers.is_empty() || self.reply.is_some() || self.acknowledge;
+        !answers && self.stall.is_none()
+    }
+
     /// The number of the next new request.
     pub(super) fn expected(&self) -> Psn {
         self.expected
