@@ -67,9 +67,12 @@ fn crowd(
         let part = memory.part(page_bytes(number % pages), PAGE_SIZE).expect("a page of it");
         let before = thread_time_ns();
         let registered = device.register(&part, options(how));
-        costs.push(thread_time_ns() - before);
+        let cost = thread_time_ns() - before;
         match registered {
-            Ok(region) => kept.push(region),
+            Ok(region) => {
+                costs.push(cost);
+                kept.push(region);
+            }
             Err(refused) => {
                 return Ok(CrowdRow {
                     refused: Some(refused.to_string()),

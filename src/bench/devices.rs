@@ -8,6 +8,9 @@ use mr::{Device, ProtectionDomain, Region, RegisterOptions};
 use odp::space::process::ProcessSpace;
 use odp::space::{AddressSpace, UserRange};
 
+/// Keys of the model's HCA: what is measured is no limit of its own.
+const KEYS: u32 = 1 << 22;
+
 /// Why a device did not register something, in its own words.
 pub(super) type Refused = Box<dyn std::error::Error + Send + Sync>;
 
@@ -29,8 +32,10 @@ enum End {
 impl Registrar {
     pub(super) fn open(name: &str, space: &Arc<ProcessSpace>) -> Result<Self, BenchError> {
         let end = if name == "model" {
-            let machine = Machine::new(space.memory(), None, &MachineConfig::default())
-                .map_err(setup("no machine could be built"))?;
+            let mut config = MachineConfig::default();
+            config.hca.limits.keys = KEYS;
+            let machine =
+                Machine::new(space.memory(), None, &config).map_err(setup("no machine could be built"))?;
             let pd = Arc::clone(&machine.near).alloc_pd().map_err(setup("there is no protection domain"))?;
             End::Model { machine: Box::new(machine), pd }
         } else {

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         let rig: &'static Rig = Box::leak(Box::new(rig));
         for case in cases::all() {
             let name = format!("{}: {}", rig.name(), case.name);
-            match rig.lacks(&case) {
+            match rig.lacks(case.mode, case.changes_memory) {
                 Some(reason) => println!("SKIPPED {name}: {reason}"),
                 None => trials.push(Trial::test(name, move || hold(rig, &case))),
             }

@@ -1,6 +1,5 @@
 //! The devices that the suite runs on, behind one face.
 
-use crate::cases::Case;
 use anypage::machine::{Machine, MachineConfig};
 use hw_model::hca::{Completion, SendRequest};
 use hw_model::sync::Arc;
@@ -100,15 +99,14 @@ impl Rig {
         }
     }
 
-    /// Why it cannot run `case`.
-    pub fn lacks(&self, case: &Case) -> Option<String> {
-        if case.mode == Mode::OnDemand && !self.has_on_demand() {
+    /// Why it cannot have regions of `mode`, under which memory changes.
+    pub fn lacks(&self, mode: Mode, changes_memory: bool) -> Option<String> {
+        if mode == Mode::OnDemand && !self.has_on_demand() {
             return Some(format!("{} has no ODP", self.name));
         }
         // Who keeps the region true is the kernel, or, for the model, this process: which must hear of changes then.
         let deaf = self.kind() == Kind::Model && self.space.capabilities().rung == Rung::Poll;
-        (deaf && case.changes_memory)
-            .then(|| format!("userfaultfd {}", self.space.capabilities().userfaultfd))
+        (deaf && changes_memory).then(|| format!("userfaultfd {}", self.space.capabilities().userfaultfd))
     }
 
     fn has_on_demand(&self) -> bool {

@@ -1,0 +1,62 @@
+//! The differences that are known, each a row of the tables of docs/conformance.md and docs/rxe.md, and when they apply.
+
+use crate::play::{Outcome, Player};
+use crate::program::{KeyOf, Operation, Place, Side, Step};
+use hw_model::addr::PAGE_SIZE;
+use mr::Mode;
+
+/// A difference that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Known {
+    pub what: &'static str,
+    /// Whether memory differs from then on, so that nothing can be compared any more.
+    pub ends: bool,
+}
+
+const PINS: Known =
+    Known { what: "model: pinned, pages that went: the device uses those that are there now", ends: true };
+const FLUSHED: Known =
+    Known { what: "rxe0: a write with a bad local key, or past the local end: flush error", ends: false };
+const FLUSHED_LATE: Known =
+    Known { what: "rxe0: the same, of several packets: those before the end are there", ends: true };
+const MISPLACED: Known = Known {
+    what: "rxe0: on demand, a request that begins inside a page: bytes are not where they should be",
+    ends: true,
+};
+const UNPOSTED: Known = Known { what: "rxe0: an atomic that is not aligned: not posted", ends: false };
+const IN_PART: Known = Known {
+    what: "either: a request of several packets that was refused: those before are there",
+    ends: true,
+};
+
+/// Why `step` may end differently on the model and on rdma_rxe. `model` has carried it out.
+pub fn of(step: &Step, model: &Player<'_>, [ours, theirs]: [&Outcome; 2]) -> Option<Known> {
+    let (Step::Ask { operation, from, to, len } | Step::AskMany { operation, from, to, len, .. }) = step
+    else {
+        return None;
+    };
+    let places = [(Side::Asking, *from), (Side::Peer, *to)];
+    let held = |(side, place): (Side, Place)| model.held(side, place.slot);
+    let bad_local = ours.said.contains("LocalProtectionError") && theirs.said.contains("FlushError");
+    if bad_local && matches!(operation, Operation::Write | Operation::Send) {
+        return Some(if ours.bytes == theirs.bytes { FLUSHED } else { FLUSHED_LATE });
+    }
+    let atomic = matches!(operation, Operation::FetchAdd | Operation::CompareSwap);
+    if atomic && theirs.said == "not posted" && !model.is_aligned(Side::Peer, *to) {
+        return Some(UNPOSTED);
+    }
+    if ours.said == theirs.said && !ours.said.starts_with("[Success") && *len > PAGE_SIZE {
+        return Some(IN_PART);
+    }
+    let any = |is: &dyn Fn(&crate::play::Held, i64) -> bool| {
+        places.into_iter().any(|at| {
+            at.1.key == KeyOf::Region
+                && held(at).is_some_and(|region| is(region, model.in_memory(at.0, at.1).unwrap_or(0)))
+        })
+    };
+    if any(&|region, _| region.mode == Mode::Pinned && region.changed) {
+        return Some(PINS);
+    }
+    let inside = any(&|region, at| region.mode == Mode::OnDemand && at.rem_euclid(PAGE_SIZE as i64) != 0);
+    (inside && *len > 0).then_some(MISPLACED)
+}
