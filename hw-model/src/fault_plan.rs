@@ -20,18 +20,25 @@ use std::fmt;
 pub struct Point {
     name: &'static str,
     fallible: bool,
+    /// Sweeps over the steps of a verb fail it in its turn.
+    swept: bool,
 }
 
 impl Point {
     /// A step that can fail.
     #[must_use]
     pub const fn fallible(name: &'static str) -> Self {
-        Self { name, fallible: true }
+        Self { name, fallible: true, swept: true }
     }
     /// A decision about order: it can be delayed or raced, not failed.
     #[must_use]
     pub const fn schedule(name: &'static str) -> Self {
-        Self { name, fallible: false }
+        Self { name, fallible: false, swept: false }
+    }
+    /// Something that is no step of a verb and may happen there: a rule that fails it has it happen. Sweeps leave it out.
+    #[must_use]
+    pub const fn occasion(name: &'static str) -> Self {
+        Self { name, fallible: true, swept: false }
     }
     /// Its name: words joined by dots, room first, as in `iommu.map`.
     #[must_use]
@@ -191,7 +198,7 @@ impl FaultPlan {
             let mut state = self.state.lock();
             let state = &mut *state;
             state.count(point);
-            if point.fallible {
+            if point.swept {
                 state.fallible_visits += 1;
                 if state.fail_visit == Some(state.fallible_visits) {
                     state.failed_at = Some(point);
@@ -295,6 +302,13 @@ impl Points {
     #[must_use]
     pub fn with(plan: &Arc<FaultPlan>) -> Self {
         Self(Some(Arc::clone(plan)))
+    }
+
+    /// Whether there is no plan.
+    #[must_use]
+    #[inline]
+    pub fn are_off(&self) -> bool {
+        self.0.is_none()
     }
 
     /// Meets `point`.

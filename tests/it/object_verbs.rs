@@ -54,7 +54,16 @@ pub fn all<'a>(stand: &'a Stand, pd: Pd, cq: &'a Arc<CompletionQueue>) -> Vec<Ve
         let qp = hca.create_qp(&spec).map_err(words)?;
         Ok(Box::new((srq, qp)) as Made)
     };
+    let extended = move || {
+        let domain = hca.open_domain().map_err(words)?;
+        let spec = SrqSpec { pd, max_requests: 4, max_sges: 1 };
+        let srq = hca.create_extended_srq(&spec, &domain, cq).map_err(words)?;
+        let target = hca.create_qp(&QpSpec::target(&domain)).map_err(words)?;
+        let opened = domain.open_qp(target.qpn()).map_err(words)?;
+        Ok(Box::new((srq, target, opened)) as Made)
+    };
     vec![
+        ("open_xrcd, create_srq, create_qp and open_qp in it", Box::new(extended)),
         ("create_srq, create_qp over it", Box::new(shared)),
         ("create_qp, modify_qp, post_recv", Box::new(move || sends_to_itself(stand, (pd, cq)))),
         ("create_channel, create_cq, resize_cq", Box::new(channel)),

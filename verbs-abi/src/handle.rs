@@ -28,11 +28,13 @@ macro_rules! faces {
 faces! {
     VerbsContext: Arc<objects::Context>,
     IbvPd: Arc<objects::Pd>,
+    IbvTd: Arc<objects::Td>,
     IbvMr: objects::Mr,
     IbvCompChannel: Arc<objects::Channel>,
     IbvCqEx: Arc<objects::Cq>,
     IbvQpEx: Arc<objects::Qp>,
     IbvSrq: Arc<objects::Srq>,
+    IbvXrcd: Arc<objects::Xrcd>,
     IbvAh: objects::Ah,
     IbvMw: objects::Mw,
     IbvDm: objects::Dm,

@@ -4,7 +4,7 @@
 //! forked child that opens a device: threads and watches of the parent are not there.
 
 use crate::errno::Errno;
-use crate::objects::Faces;
+use crate::objects::{Faces, FileName};
 use crate::report;
 use crate::settings::{PLAN, Settings, complain};
 use hw_model::bus::{Acs, Bus, DeviceSpec, PortId};
@@ -12,13 +12,14 @@ use hw_model::fault_plan::Points;
 use hw_model::hca::HcaConfig;
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::link::{Link, OpenUdpError, PcapLink, PlannedLink, UdpConfig, UdpLink};
-use hw_model::sync::{Arc, Mutex, OnceLock};
+use hw_model::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use mr::device::model::{FaultPolicy, ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
 use mr::plan::{Plan, ProcessPlan};
 use odp::prefetch::PrefetchPolicy;
 use odp::space::process::{Exact, Options, ProcessSpace};
 use odp::space::{AddressSpace, Rung};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -63,6 +64,8 @@ pub(crate) struct Process {
     plan: Option<ProcessPlan>,
     /// By index. One that was opened once runs on, asleep, as a device does that nobody has open.
     devices: Mutex<Vec<Option<Opened>>>,
+    /// Which device a descriptor of an open one is of.
+    commands: Mutex<HashMap<FileName, usize>>,
 }
 
 impl Process {
@@ -95,7 +98,7 @@ impl Process {
         let bus = Bus::new(space.memory());
         let root = bus.add_root_port(bus.first_bridge(), Acs::Off).map_err(|_| Errno::NOMEM)?;
         let devices = Mutex::new(vec![None; settings().devices]);
-        Ok(Self { space, bus, root, plan, devices })
+        Ok(Self { space, bus, root, plan, devices, commands: Mutex::default() })
     }
 
     /// The device of a number, started when it is first opened.
@@ -133,6 +136,10 @@ impl Process {
             None => link,
         };
         Ok(ModelDevice::threaded(name, port, link, config)?)
+    }
+
+    pub(crate) fn commands(&self) -> MutexGuard<'_, HashMap<FileName, usize>> {
+        self.commands.lock()
     }
 
     fn points(&self) -> Points {

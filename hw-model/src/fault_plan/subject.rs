@@ -36,6 +36,8 @@ pub struct Subject {
     pub opcode: Option<&'static str>,
     /// Which way it goes.
     pub direction: Option<Direction>,
+    /// What kind of page it is: a word such as `hugetlb` ([`Backing::name`](crate::hca::Backing::name)).
+    pub page: Option<&'static str>,
 }
 
 /// What a rule asks of the subject. What the point does not know fulfils nothing.
@@ -51,6 +53,8 @@ pub struct Only {
     pub opcode: Option<String>,
     /// This way.
     pub direction: Option<Direction>,
+    /// This kind of page.
+    pub page: Option<&'static str>,
 }
 
 impl Only {
@@ -74,7 +78,8 @@ impl Only {
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
         });
         let direction = asked(self.direction, subject.direction);
-        memory && opcode && direction && asked(self.key, subject.key) && asked(self.qpn, subject.qpn)
+        let page = asked(self.page, subject.page);
+        memory && opcode && direction && page && asked(self.key, subject.key) && asked(self.qpn, subject.qpn)
     }
 }
 
@@ -96,6 +101,7 @@ mod tests {
             Only { memory: Some(0..u64::MAX), ..Only::default() },
             Only { opcode: Some("send".into()), ..Only::default() },
             Only { direction: Some(Direction::Send), ..Only::default() },
+            Only { page: Some("file"), ..Only::default() },
         ];
         for only in asks {
             assert!(!only.admits(&Subject::default()), "{only:?}");

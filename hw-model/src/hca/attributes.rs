@@ -245,6 +245,15 @@ impl PKeyTable {
         &self.keys[..usize::from(self.used)]
     }
 
+    /// Changes the entry of `index`; false if there is none.
+    pub(super) fn set(&mut self, index: u16, key: PKey) -> bool {
+        let there = index < self.used;
+        if there {
+            self.keys[usize::from(index)] = key;
+        }
+        there
+    }
+
     /// The entry of `index`.
     #[must_use]
     pub fn get(&self, index: u16) -> Option<PKey> {
@@ -274,8 +283,8 @@ fn operations() -> OnDemandCapabilities {
         rc: one(Transport::ReliableConnection) | OnDemandOperations::SHARED_RECEIVE,
         uc: one(Transport::UnreliableConnection),
         ud: one(Transport::UnreliableDatagram) | OnDemandOperations::SHARED_RECEIVE,
-        // No queue pair of these is made.
-        xrc: OnDemandOperations::empty(),
+        // What they receive goes to shared queues, and to no other.
+        xrc: one(Transport::ExtendedInitiator) | OnDemandOperations::SHARED_RECEIVE,
     }
 }
 
@@ -349,7 +358,7 @@ impl Hca {
         check_port(port)?;
         let config = self.config();
         Ok(PortAttributes {
-            state: PortState::Active,
+            state: if self.device.condition.is_down() { PortState::Down } else { PortState::Active },
             max_mtu: PathMtu::MAX,
             active_mtu: config.path_mtu,
             max_message: config.limits.message_bytes,
@@ -365,7 +374,9 @@ impl Hca {
     /// The addresses of its port. The first is [`Hca::gid`].
     #[must_use]
     pub fn gids(&self) -> Vec<Gid> {
-        self.device.link.addresses()
+        let mut gids = self.device.link.addresses();
+        gids.extend(self.device.condition.gids());
+        gids
     }
 
     /// The address of `port` with this index (`ibv_query_gid`).
@@ -385,7 +396,7 @@ impl Hca {
     /// See [`TableError`].
     pub fn query_pkey(&self, port: u8, index: u16) -> Result<PKey, TableError> {
         check_port(port)?;
-        let pkeys = &self.config().pkeys;
+        let pkeys = &self.device.condition.pkeys();
         let entries = pkeys.keys().len() as u32;
         pkeys.get(index).ok_or(TableError::Index { index: u32::from(index), entries })
     }

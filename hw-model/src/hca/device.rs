@@ -5,15 +5,16 @@ use super::config::{HcaConfig, NewHcaError, PathMtu};
 use super::cq::Moderator;
 use super::device_memory::Internal;
 use super::engine::{Engine, Step};
-use super::events::{AsyncEvent, AsyncEvents};
+use super::events::AsyncEvents;
 use super::fault::{FaultOutcome, FaultQueue, FaultToken};
+use super::incidents::Condition;
 use super::key::KeyTable;
 use super::mailbox::Mailbox;
+use super::multicast::Groups;
 use super::pd::{Pd, PdError, PdTable};
 use super::points;
 use super::qp::{
-    CreateQpError, CreateSrqError, ModifyQpError, QpAddress, QpAttributes, QpChange, QpSpec, QueuePair,
-    RecvQueue, Shared, SharedReceiveQueue, SrqSpec,
+    CreateQpError, ModifyQpError, QpAddress, QpAttributes, QpChange, QpSpec, QueuePair, Shared, SrqTable,
 };
 use super::stats::{Counters, HcaStats, LiveObjects};
 use super::time::Time;
@@ -22,7 +23,7 @@ use crate::fault_plan::Points;
 use crate::link::{Ingress, Link, LoanTerms, Roused};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Arc, Mutex, Weak};
-use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn, Srqn};
+use crate::wire::{Gid, Packet, PayloadPool, Psn, Qpn};
 use crossbeam::sync::Parker;
 use hashbrown::HashSet;
 use rand::{Rng, SeedableRng};
@@ -33,11 +34,14 @@ use std::time::Instant;
 pub(super) struct Device {
     pub(super) config: HcaConfig,
     pub(super) points: Points,
+    pub(super) condition: Condition,
     pub(super) port: DmaPort,
     pub(super) link: Box<dyn Link>,
     pub(super) gid: Gid,
     pub(super) keys: KeyTable,
     pub(super) faults: FaultQueue,
+    pub(super) srqs: SrqTable,
+    pub(super) groups: Arc<Groups>,
     pub(super) events: Arc<AsyncEvents>,
     pub(super) moderator: Arc<Moderator>,
     pub(super) pool: Arc<PayloadPool>,
@@ -61,7 +65,6 @@ pub struct Hca {
     pub(super) ahs: AtomicU32,
     pub(super) internal: Mutex<Option<Internal>>,
     qps: Mutex<QpNumbers>,
-    srqs: SrqNumbers,
     origin: Instant,
 }
 
@@ -71,38 +74,25 @@ struct QpNumbers {
     random: ChaCha20Rng,
 }
 
-/// The numbers of shared receive queues.
-#[derive(Default)]
-struct SrqNumbers(Mutex<HashSet<Srqn>>);
-
-impl SrqNumbers {
-    fn give(&self, max: u32) -> Option<Srqn> {
-        let mut live = self.0.lock();
-        if live.len() >= max as usize {
-            return None;
-        }
-        // Few are in use at a time, so the first free one is near.
-        let number = (1..).map(Srqn).find(|number| !live.contains(number))?;
-        live.insert(number);
-        Some(number)
-    }
-
-    fn take_back(&self, number: Srqn) {
-        self.0.lock().remove(&number);
-    }
-
-    fn live(&self) -> u64 {
-        self.0.lock().len() as u64
-    }
-}
-
 /// The receiving side: every packet to the mailbox of the engine that has its queue pair.
 struct Inbox {
     mailboxes: Arc<[Mailbox]>,
+    groups: Arc<Groups>,
     /// To run its engines on the thread that delivers.
     hca: Weak<Hca>,
     epoch: Arc<DmaEpoch>,
     whole_bursts: bool,
+}
+
+impl Inbox {
+    /// Gives everybody who is attached to its group a copy of a packet.
+    fn spread(&self, packet: &Packet) -> usize {
+        for qpn in self.groups.members(packet.destination) {
+            let index = self.leave(Packet { destination_qp: qpn, ..packet.clone() });
+            self.wake(index);
+        }
+        0
+    }
 }
 
 impl Ingress for Inbox {
@@ -111,6 +101,9 @@ impl Ingress for Inbox {
         self.wake(index);
     }
     fn leave(&self, packet: Packet) -> usize {
+        if packet.destination_qp == Qpn::MULTICAST {
+            return self.spread(&packet);
+        }
         let index = packet.destination_qp.0 as usize % self.mailboxes.len();
         self.mailboxes[index].leave(|mail| mail.packets.push_back(packet));
         index
@@ -188,11 +181,14 @@ impl Hca {
             gid: link.address(),
             keys: KeyTable::new(config.limits.keys, config.key_quarantine, random.next_u64()),
             faults: FaultQueue::new(config.fault_queue_depth, config.fault_scheme),
+            srqs: SrqTable::default(),
+            groups: Arc::default(),
             events: Arc::new(AsyncEvents::new()),
             moderator: Arc::new(Moderator::new()),
             pool: PayloadPool::new(config.payload_bytes(), BUFFERS_AN_ENGINE * config.engines as usize),
             mailboxes: Arc::clone(&mailboxes),
             counters: slots.iter().map(|_| Counters::default()).collect(),
+            condition: Condition::new(config.pkeys),
             config,
             points,
             port,
@@ -214,11 +210,11 @@ impl Hca {
             ahs: AtomicU32::new(0),
             internal: Mutex::new(None),
             qps: Mutex::new(qps),
-            srqs: SrqNumbers::default(),
             origin: Instant::now(),
         });
         let inbox = Inbox {
             mailboxes,
+            groups: Arc::clone(&hca.device.groups),
             hca: Arc::downgrade(&hca),
             epoch: Arc::clone(hca.device.port.epoch()),
             whole_bursts: !config.micro_steps,
@@ -279,6 +275,9 @@ impl Hca {
         let address = QpAddress { gid: self.device.gid, qpn, psn };
         let (qp, core) = QueuePair::new(Arc::clone(self), address, spec, &self.device.config);
         self.engine(qpn).lock().add(qpn, core);
+        if let Some(domain) = &spec.domain {
+            domain.admit(&qp);
+        }
         Ok(qp)
     }
 
@@ -291,13 +290,14 @@ impl Hca {
         loop {
             numbers.last = numbers.last.wrapping_add(1) & 0xff_ffff;
             let qpn = Qpn(numbers.last);
-            if qpn.0 > 1 && numbers.live.insert(qpn) {
+            if qpn.0 > 1 && qpn != Qpn::MULTICAST && numbers.live.insert(qpn) {
                 return Some((qpn, Psn::new(numbers.random.next_u32())));
             }
         }
     }
 
     pub(super) fn forget_qp(&self, qpn: Qpn, pd: Pd) {
+        self.device.groups.forget(qpn, &*self.device.link);
         self.engine(qpn).lock().remove(qpn, self.now());
         // Its windows go before its number can be another's.
         self.device.keys.unbind_of(qpn);
@@ -307,6 +307,9 @@ impl Hca {
     }
 
     pub(super) fn modify_qp(&self, qpn: Qpn, change: &QpChange) -> Result<(), ModifyQpError> {
+        if self.has_failed() {
+            return Err(ModifyQpError::Failed);
+        }
         if self.device.points.meet(points::MODIFY_QP).fails() {
             return Err(ModifyQpError::Refused);
         }
@@ -317,35 +320,6 @@ impl Hca {
 
     pub(super) fn query_qp(&self, qpn: Qpn) -> Result<QpAttributes, ModifyQpError> {
         self.engine(qpn).lock().query(qpn).ok_or(ModifyQpError::Destroyed)
-    }
-
-    /// A new shared receive queue.
-    ///
-    /// # Errors
-    /// See [`CreateSrqError`].
-    pub fn create_srq(self: &Arc<Self>, spec: &SrqSpec) -> Result<Arc<SharedReceiveQueue>, CreateSrqError> {
-        let limits = &self.device.config.limits;
-        let SrqSpec { pd, max_requests: requests, max_sges: sges } = *spec;
-        if requests == 0 || requests > limits.recv_requests {
-            return Err(CreateSrqError::Requests { requests, max: limits.recv_requests });
-        }
-        if sges > limits.sges {
-            return Err(CreateSrqError::Sges { sges, max: limits.sges });
-        }
-        self.pds.hold(pd)?;
-        let refused = self.device.points.meet(points::CREATE_SRQ).fails();
-        let Some(number) = self.srqs.give(if refused { 0 } else { limits.srqs }) else {
-            self.pds.release(pd);
-            return Err(CreateSrqError::TooMany { max: limits.srqs });
-        };
-        let queue = Arc::new(RecvQueue::new(requests, sges, limits.message_bytes));
-        Ok(SharedReceiveQueue::new(Arc::clone(self), queue, pd, number))
-    }
-
-    pub(super) fn forget_srq(&self, number: Srqn, pd: Pd) {
-        self.device.events.forget(|event| matches!(event, AsyncEvent::SrqLimitReached(of) if *of == number));
-        self.srqs.take_back(number);
-        self.pds.release(pd);
     }
 
     /// The asynchronous events.
@@ -391,7 +365,7 @@ impl Hca {
             channels: u64::from(self.channels.load(Ordering::Relaxed)),
             device_memory: self.device_memory_in_use(),
             ahs: u64::from(self.ahs.load(Ordering::Relaxed)),
-            srqs: self.srqs.live(),
+            srqs: self.device.srqs.live(),
         }
     }
 

@@ -243,6 +243,13 @@ impl Engine {
                 desk.enlist(core);
             }
         }
+        if std::mem::take(&mut mail.pkeys_changed) {
+            let table = desk.device.condition.pkeys();
+            qps.values_mut().for_each(|core| core.renew_pkey(&table));
+        }
+        if std::mem::take(&mut mail.failed) {
+            qps.values_mut().for_each(|core| core.enter_error(&mut desk.context()));
+        }
         for (token, outcome) in mail.answers.drain(..) {
             let waiting = qps.get_mut(&token.qpn);
             let waiting =
@@ -387,7 +394,8 @@ impl Desk {
         }
         let fits = self.dma.payload.len() >= loan::LEAST && self.pieces.len() <= loan::PIECES;
         let lend = fits && core.lends(&self.dma.work);
-        let (qpn, caller, incarnation) = (core.shared.qpn, core.shared.caller(), core.incarnation());
+        let (qpn, incarnation) = (core.shared.qpn, core.incarnation());
+        let caller = Caller { pd: self.dma.pd, qpn };
         self.pending = Some(Pending { qpn, incarnation, caller, lend, translated: false });
         Some(self.burst(Some(core)))
     }

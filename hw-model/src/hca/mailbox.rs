@@ -29,6 +29,10 @@ pub(super) struct Mail {
     pub(super) doorbells: Vec<Qpn>,
     pub(super) answers: Vec<(FaultToken, FaultOutcome)>,
     pub(super) given_back: Vec<GivenBack>,
+    /// The table of partition keys is another.
+    pub(super) pkeys_changed: bool,
+    /// The device has failed.
+    pub(super) failed: bool,
 }
 
 impl Mailbox {

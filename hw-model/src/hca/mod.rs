@@ -31,10 +31,12 @@ mod driver;
 mod engine;
 mod events;
 mod fault;
+mod incidents;
 mod key;
 mod key_verbs;
 mod loan;
 mod mailbox;
+mod multicast;
 mod outbox;
 mod page_list;
 mod pd;
@@ -44,6 +46,7 @@ mod request;
 mod stats;
 mod time;
 mod translate;
+mod xrcd;
 
 pub use ah::{AddressHandle, CreateAhError};
 pub use attributes::{
@@ -69,6 +72,7 @@ pub use key::{
     SLOT_SHIFT, UnknownKey, WindowKind, WindowSpec,
 };
 pub(crate) use loan::Loan;
+pub use multicast::{MOST_GROUPS, MOST_MEMBERS, MulticastError};
 pub use page_list::{Backing, Entry, Flags, HUGE_PAGES, OutOfMemory, PageList, Path, Slot};
 pub use pd::{Pd, PdError};
 pub use qp::{
@@ -81,6 +85,7 @@ pub use request::{
 };
 pub use stats::{HcaStats, LiveObjects};
 pub use time::{AckTimeout, Time};
+pub use xrcd::{ExtendedDomain, OpenDomainError, OpenQpError};
 
 pub use crate::wire::{
     Feth, Gid, GlobalRoute, Immediate, Key, PKey, Placement, Psn, QKey, Qpn, RnrTimer, Selectivity, Srqn,

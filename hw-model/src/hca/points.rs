@@ -32,7 +32,21 @@ pub const MEMORY_MANAGEMENT: Point = Point::fallible("hca.memory_management");
 /// An engine's thread has found nothing to do and has not said yet that it goes to sleep.
 pub const ENGINE_SLEEP: Point = Point::schedule("hca.engine_sleep");
 
-/// All of them.
+/// A packet leaves while the port is up: it goes down.
+pub const PORT_DOWN: Point = Point::occasion("hca.port_down");
+/// A packet is lost because the port is down: it comes up.
+pub const PORT_UP: Point = Point::occasion("hca.port_up");
+/// A packet leaves: the port gets an address beside its link's, or loses it.
+pub const GID_CHANGE: Point = Point::occasion("hca.gid_change");
+/// A packet leaves: the first partition key becomes that of a limited member, or of a full one.
+pub const PKEY_CHANGE: Point = Point::occasion("hca.pkey_change");
+/// A packet leaves: the device fails.
+pub const FATAL: Point = Point::occasion("hca.fatal");
+
+/// What may happen to a device with each packet that leaves.
+pub const OCCASIONS: [Point; 5] = [PORT_DOWN, PORT_UP, GID_CHANGE, PKEY_CHANGE, FATAL];
+
+/// All others.
 pub const ALL: [Point; 14] = [
     ALLOC_PD,
     CREATE_CQ,

@@ -279,6 +279,12 @@ impl<L: Link> Link for FaultyLink<L> {
             self.inner.send(packet);
         }
     }
+    fn join(&self, group: Gid) -> std::io::Result<()> {
+        self.inner.join(group)
+    }
+    fn part(&self, group: Gid) {
+        self.inner.part(group);
+    }
     fn flush(&self) {
         self.inner.flush();
     }

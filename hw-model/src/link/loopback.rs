@@ -18,6 +18,8 @@ pub struct Fabric {
 struct Ports {
     attached: HashMap<Gid, Arc<dyn Ingress>>,
     created: u128,
+    /// Which ports have joined a multicast group.
+    groups: HashMap<Gid, Vec<Gid>>,
 }
 
 impl Fabric {
@@ -74,6 +76,24 @@ impl Link for FabricPort {
         let ports = self.fabric.ports.read();
         if let Some(ingress) = ports.attached.get(&packet.destination) {
             ingress.deliver(packet);
+        } else if let Some(members) = ports.groups.get(&packet.destination) {
+            for ingress in members.iter().filter_map(|member| ports.attached.get(member)) {
+                ingress.deliver(packet.clone());
+            }
+        }
+    }
+    fn join(&self, group: Gid) -> std::io::Result<()> {
+        let mut ports = self.fabric.ports.write();
+        let members = ports.groups.entry(group).or_default();
+        if !members.contains(&self.address) {
+            members.push(self.address);
+        }
+        Ok(())
+    }
+    fn part(&self, group: Gid) {
+        let mut ports = self.fabric.ports.write();
+        if let Some(members) = ports.groups.get_mut(&group) {
+            members.retain(|member| *member != self.address);
         }
     }
     fn neighbour(&self, destination: Gid) -> Option<Arc<dyn Ingress>> {

@@ -49,6 +49,20 @@ pub trait Link: Send + Sync {
     /// Sends a packet to `packet.destination`. Best effort, never blocks. It may wait for [`Link::flush`].
     fn send(&self, packet: Packet);
 
+    /// What is sent to `group`, a multicast address, is to arrive here from now on.
+    ///
+    /// # Errors
+    /// What the system said; [`std::io::ErrorKind::Unsupported`] of a link that has no groups.
+    fn join(&self, group: Gid) -> std::io::Result<()> {
+        let _ = group;
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
+    /// It is not, any more.
+    fn part(&self, group: Gid) {
+        let _ = group;
+    }
+
     /// Whoever sent has no more at the moment: what waits goes out. Never blocks.
     fn flush(&self) {}
 
@@ -135,6 +149,12 @@ impl<L: Link + ?Sized> Link for Arc<L> {
     }
     fn send(&self, packet: Packet) {
         (**self).send(packet);
+    }
+    fn join(&self, group: Gid) -> std::io::Result<()> {
+        (**self).join(group)
+    }
+    fn part(&self, group: Gid) {
+        (**self).part(group);
     }
     fn flush(&self) {
         (**self).flush();

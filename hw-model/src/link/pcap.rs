@@ -112,6 +112,12 @@ impl<L: Link> Link for PcapLink<L> {
         self.capture.write(&packet);
         self.inner.send(packet);
     }
+    fn join(&self, group: Gid) -> std::io::Result<()> {
+        self.inner.join(group)
+    }
+    fn part(&self, group: Gid) {
+        self.inner.part(group);
+    }
     fn flush(&self) {
         self.inner.flush();
     }

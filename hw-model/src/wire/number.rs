@@ -6,6 +6,11 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Qpn(pub u32);
 
+impl Qpn {
+    /// To whom datagrams of a multicast group are addressed (10.5.2.1).
+    pub const MULTICAST: Self = Self(0xff_ffff);
+}
+
 impl fmt::Debug for Qpn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Qpn({:#x})", self.0)
@@ -25,6 +30,15 @@ impl fmt::Debug for Key {
 /// The address of a port on its link: a GID, or for RoCEv2 the IPv6 (or mapped IPv4) address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gid(pub u128);
+
+impl Gid {
+    /// Whether it is a group's: of InfiniBand and IPv6 those that begin with ff (4.1.1), of IPv4 224.0.0.0/4.
+    #[must_use]
+    pub fn is_multicast(self) -> bool {
+        let address = std::net::Ipv6Addr::from(self.0);
+        address.to_ipv4_mapped().map_or(address.is_multicast(), |address| address.is_multicast())
+    }
+}
 
 impl fmt::Debug for Gid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

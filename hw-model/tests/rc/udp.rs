@@ -13,7 +13,7 @@ use hw_model::wire::{
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(60);
 
 /// An address of this machine that nobody has yet: tests of several processes run at once.
 fn unused(mut open: impl FnMut(IpAddr) -> bool) -> IpAddr {
@@ -29,7 +29,7 @@ fn unused(mut open: impl FnMut(IpAddr) -> bool) -> IpAddr {
 }
 
 /// A link at an address that nobody has yet.
-fn link(change: impl Fn(UdpConfig) -> UdpConfig) -> Arc<UdpLink> {
+pub fn link(change: impl Fn(UdpConfig) -> UdpConfig) -> Arc<UdpLink> {
     let mut found = None;
     unused(|address| {
         match UdpLink::open(&change(UdpConfig::at(address))) {
@@ -42,7 +42,7 @@ fn link(change: impl Fn(UdpConfig) -> UdpConfig) -> Arc<UdpLink> {
     found.expect("opened")
 }
 
-fn host(link: &Arc<UdpLink>, seed: u64, mtu: u32) -> Host {
+pub fn host(link: &Arc<UdpLink>, seed: u64, mtu: u32) -> Host {
     let config = HcaConfig { seed, path_mtu: PathMtu::new(mtu).expect("an MTU"), ..HcaConfig::default() };
     Host::new(Box::new(Arc::clone(link)), config, 2048)
 }

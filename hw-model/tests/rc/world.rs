@@ -250,7 +250,7 @@ impl Pair {
         Self::of(a, Host::on(memory, b, HcaConfig { seed: 1, ..config }, 1024))
     }
 
-    fn of(a: Host, b: Host) -> Self {
+    pub fn of(a: Host, b: Host) -> Self {
         let (qa, qb) = (a.qp(), b.qp());
         connect(&qa, &qb);
         Self { a, b, qa, qb, now: Time(0) }

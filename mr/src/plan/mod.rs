@@ -103,8 +103,9 @@ impl ProcessPlan {
 /// Every fault point that a plan for a process can name.
 #[must_use]
 pub fn points() -> Vec<Point> {
-    let parts: [&[Point]; 5] = [
+    let parts: [&[Point]; 6] = [
         &hw_model::hca::points::ALL,
+        &hw_model::hca::points::OCCASIONS,
         &hw_model::link::PLANNED_POINTS,
         &odp::space::points::ALL,
         &crate::points::ALL,

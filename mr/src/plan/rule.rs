@@ -4,12 +4,13 @@ use super::error::{PlanError, Wrong};
 use super::table::{Span, Table, within};
 use super::{PlannedRule, points};
 use hw_model::fault_plan::{Action, Direction, Only, Point, Rule};
+use hw_model::hca::Backing;
 use hw_model::link::{OPCODES, PLANNED_POINTS};
 use hw_model::wire::{Key, Qpn};
 use std::time::Duration;
 
 /// Every word of a rule.
-pub const WORDS: [&str; 13] = [
+pub const WORDS: [&str; 14] = [
     "point",
     "action",
     "delay",
@@ -22,6 +23,7 @@ pub const WORDS: [&str; 13] = [
     "key",
     "qp",
     "memory",
+    "page",
     "process",
 ];
 /// The longest delay: a packet or a fault that takes longer is a hang, and better made with `fail`.
@@ -155,17 +157,25 @@ fn only(table: &mut Table<'_>, name: &str, met: &[Point]) -> Result<Only, PlanEr
         let (first, end) = range.ok_or_else(|| PlanError { wrong: wrong(), span })?;
         only.memory = Some(first..end);
     }
+    if let Some((value, span)) = table.take_text("page")? {
+        known("page", &span)?;
+        let kinds = Backing::ALL.map(Backing::name);
+        let kind = kinds.into_iter().find(|kind| *kind == value);
+        only.page = Some(kind.ok_or_else(|| unknown_value("page", value, &kinds, span))?);
+    }
     Ok(only)
 }
 
 /// Whether a point says what `word` asks of it.
 fn knows(point: Point, word: &str) -> bool {
     let packets = PLANNED_POINTS.contains(&point);
-    let faults = point == crate::points::PAGE_FAULT;
+    let there = point == crate::points::PAGES_IN;
+    let faults = there || point == crate::points::PAGE_FAULT;
     match word {
         "direction" | "qp" => packets || faults,
         "opcode" => packets,
         "key" | "memory" => faults,
+        "page" => there,
         _ => false,
     }
 }

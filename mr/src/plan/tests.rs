@@ -23,9 +23,10 @@ fn every_word_is_read() {
     let plan = read(
         "seed = 9\n# two\n[[rule]]\npoint = 'link.receive'\naction = 'delay'\ndelay = '5ms'\nskip = 1\ninterval = 2\n\
          probability = 12.5\ntimes = -1\ndirection = 'receive'\nopcode = 'write'\nqp = 0x11\nprocess = 'ib_write_bw'\n\
-         [[rule]]\npoint = 'mr.page_fault'\nkey = 0xffffffff\nmemory = [0x1000, 0x2000]\n",
+         [[rule]]\npoint = 'mr.page_fault'\nkey = 0xffffffff\nmemory = [0x1000, 0x2000]\n\
+         [[rule]]\npoint = 'mr.pages_in'\npage = 'hugetlb'\n",
     );
-    let [first, second] = plan.rules() else { panic!("two rules") };
+    let [first, second, third] = plan.rules() else { panic!("three rules") };
     let rule = &first.rule;
     assert!(matches!(rule.action, Action::Delay(time) if time == Duration::from_millis(5)));
     assert_eq!((rule.skip, rule.interval, rule.times), (1, 2, None));
@@ -35,14 +36,17 @@ fn every_word_is_read() {
     assert_eq!((first.process.as_deref(), first.line, second.line), (Some("ib_write_bw"), 3, 15));
     assert_eq!(second.rule.only.key.map(|key| key.0), Some(u32::MAX));
     assert_eq!(second.rule.only.memory, Some(0x1000..0x2000));
+    assert_eq!(third.rule.only.page, Some("hugetlb"));
 }
 
 #[test]
 fn a_wrong_plan_is_refused_at_the_word_that_is_wrong() {
     let rule = "[[rule]]\npoint = \"mr.page_fault\"\n";
     let packets = "[[rule]]\npoint = \"link.send\"\n";
-    let cases: [(String, &str, &str); 21] = [
+    let cases: [(String, &str, &str); 23] = [
         ("[[rule]\n".into(), "", ""),
+        (format!("{rule}page = \"hugetlb\"\n"), "\"hugetlb\"", "page"),
+        ("[[rule]]\npoint = \"mr.pages_in\"\npage = \"huge\"\n".into(), "\"huge\"", "one of"),
         (String::new(), "", "without rules"),
         ("[[rule]]\naction = \"fail\"\n".into(), "[[rule]]", "without `point`"),
         ("[[rules]]\npoint = \"mr.page_fault\"\n".into(), "rules", "means nothing"),

@@ -6,6 +6,7 @@ use super::counters::add;
 use super::publish::PublishError;
 use crate::points;
 use hw_model::addr::VirtRange;
+use hw_model::hca::Backing;
 use hw_model::sync::Arc;
 use odp::fault::{FaultFailure, FaultWork, Progress, Publication, RetryCheck, Want};
 use odp::notifier::Sequence;
@@ -42,6 +43,13 @@ impl Core {
 }
 
 impl Core {
+    /// What kind of page the first of `range`, which lies in the region, is; `None` if it is not there.
+    pub(crate) fn backing_at(&self, range: VirtRange) -> Option<Backing> {
+        let index = self.page_span(range).next()?;
+        let entry = self.list.load(index).expect("a page of the region");
+        entry.is_valid().then(|| entry.backing())
+    }
+
     /// Whether the device finds the pages of `range`, which lies in the region, for `want`. A moment's view: it asks again if
     /// they have gone meanwhile.
     pub(crate) fn has(&self, range: VirtRange, want: Want) -> bool {

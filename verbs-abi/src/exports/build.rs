@@ -10,7 +10,7 @@ use crate::errno::{Errno, code, value};
 use crate::handle::{array, behind, read, zeros};
 use crate::objects::{Qp, sge};
 use hw_model::addr::RegionAddr;
-use hw_model::hca::{Immediate, Key, Operation, PostError, Remote};
+use hw_model::hca::{Destination, Immediate, Key, Operation, PostError, Remote, Srqn};
 use hw_model::sync::Arc;
 use std::ffi::{c_int, c_void};
 use std::mem::offset_of;
@@ -29,6 +29,7 @@ pub(super) fn calls() -> IbvQpEx {
         wr_send_imm: Some(send_imm),
         wr_send_inv: Some(send_inv),
         wr_set_ud_addr: Some(set_ud_addr),
+        wr_set_xrc_srqn: Some(set_xrc_srqn),
         wr_set_inline_data: Some(set_inline_data),
         wr_set_inline_data_list: Some(set_inline_data_list),
         wr_set_sge: Some(set_sge),
@@ -129,6 +130,15 @@ unsafe extern "C" fn set_ud_addr(qp: *mut IbvQpEx, ah: *mut IbvAh, qpn: u32, qke
         // SAFETY: a handle that this library gave.
         let destination = unsafe { datagram(ah, qpn, qkey) }?;
         known.building.batch().set_destination(destination);
+        Ok(())
+    };
+    // SAFETY: as this file says.
+    unsafe { with(qp, act) };
+}
+
+unsafe extern "C" fn set_xrc_srqn(qp: *mut IbvQpEx, number: u32) {
+    let act = |known: &Arc<Qp>| {
+        known.building.batch().set_destination(Destination::SharedQueue(Srqn(number)));
         Ok(())
     };
     // SAFETY: as this file says.

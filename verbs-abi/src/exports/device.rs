@@ -119,12 +119,15 @@ extern "C" fn ibv_get_device_guid(device: *mut IbvDevice) -> u64 {
 
 #[unsafe(no_mangle)]
 extern "C" fn ibv_open_device(device: *mut IbvDevice) -> *mut IbvContext {
-    pointer(|| {
-        let context = Context::open(index_of(device)?)?;
-        let face = super::tables::context(device, &context)?;
-        let whole = give::<VerbsContext>(face, context);
-        Ok(whole.wrapping_byte_add(offset_of!(VerbsContext, context)).cast())
-    })
+    pointer(|| give_context(Context::open(index_of(device)?)?))
+}
+
+/// Gives an open device to the program.
+pub(super) fn give_context(context: Arc<Context>) -> Result<*mut IbvContext, Errno> {
+    let device = devices().get(context.index).copied().ok_or(Errno::NODEV)?;
+    let face = super::tables::context(device, &context)?;
+    let whole = give::<VerbsContext>(face, context);
+    Ok(whole.wrapping_byte_add(offset_of!(VerbsContext, context)).cast())
 }
 
 #[unsafe(no_mangle)]

@@ -23,16 +23,15 @@ pub(super) unsafe extern "C" fn alloc_dm(of: *mut IbvContext, attr: *mut IbvAllo
             return Err(Errno::NOTSUPP);
         }
         let dm = Dm::new(context, attr.length as u64, attr.log_align_req)?;
-        let (to, from): (MemcpyToDm, MemcpyFromDm) = (memcpy_to_dm, memcpy_from_dm);
-        let face = IbvDm {
-            context: of,
-            memcpy_to_dm: Some(to),
-            memcpy_from_dm: Some(from),
-            comp_mask: 0,
-            handle: 0,
-        };
-        Ok(give(face, dm))
+        let handle = context.event_faces().handles.insert_memory(&dm.memory);
+        Ok(give(face(of, handle), dm))
     })
+}
+
+/// Device memory as the program sees it.
+pub(super) fn face(context: *mut IbvContext, handle: u32) -> IbvDm {
+    let (to, from): (MemcpyToDm, MemcpyFromDm) = (memcpy_to_dm, memcpy_from_dm);
+    IbvDm { context, memcpy_to_dm: Some(to), memcpy_from_dm: Some(from), comp_mask: 0, handle }
 }
 
 pub(super) unsafe extern "C" fn free_dm(dm: *mut IbvDm) -> c_int {

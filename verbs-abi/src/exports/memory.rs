@@ -7,20 +7,22 @@
 use super::device::context;
 use crate::abi::number::*;
 use crate::abi::*;
-use crate::errno::{Errno, code, minus_one, pointer};
-use crate::handle::{array, behind, give, read, take};
+use crate::errno::{Errno, code, pointer};
+use crate::handle::{array, behind, give, read, take, write};
 use crate::objects::{Mr, Pd, advise};
 use hw_model::addr::{VirtAddr, VirtRange};
 use hw_model::sync::Arc;
 use odp::space::UserRange;
 use std::ffi::{c_int, c_uint, c_void};
+use std::os::fd::BorrowedFd;
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_alloc_pd(of: *mut IbvContext) -> *mut IbvPd {
     pointer(|| {
         // SAFETY: the contract of libibverbs.
         let pd = Pd::new(unsafe { context(of) }?)?;
-        Ok(give(IbvPd { context: of, handle: 0 }, pd))
+        let handle = pd.context.event_faces().handles.insert_pd(&pd.domain);
+        Ok(give(IbvPd { context: of, handle }, pd))
     })
 }
 
@@ -109,30 +111,71 @@ unsafe extern "C" fn ibv_reg_mr_iova2(
     unsafe { register(pd, addr, length, iova, access) }
 }
 
-/// Not there yet.
+/// Registers a part of what a descriptor stands for: a DMABUF, or a memfd that is sealed against shrinking.
 #[unsafe(no_mangle)]
-extern "C" fn ibv_reg_dmabuf_mr(
-    _pd: *mut IbvPd,
-    _offset: u64,
-    _length: usize,
-    _iova: u64,
-    _fd: c_int,
-    _access: c_int,
+unsafe extern "C" fn ibv_reg_dmabuf_mr(
+    pd: *mut IbvPd,
+    offset: u64,
+    length: usize,
+    iova: u64,
+    fd: c_int,
+    access: c_int,
 ) -> *mut IbvMr {
-    pointer(|| Err(Errno::NOTSUPP))
+    pointer(|| {
+        // SAFETY: the contract of libibverbs.
+        let (inner, context) = (unsafe { behind(pd) }?, unsafe { read(pd) }?.context);
+        // SAFETY: the program's; it is looked at before this function returns. A number that is no file is an error.
+        let fd = if fd < 0 { Err(Errno::BADF) } else { Ok(unsafe { BorrowedFd::borrow_raw(fd) }) }?;
+        let mr = Mr::of_dmabuf(inner, fd, (offset, length as u64), iova, access.cast_unsigned())?;
+        let key = mr.key().0;
+        // The buffer has no address in the program.
+        let addr = std::ptr::null_mut();
+        Ok(give(IbvMr { context, pd, addr, length, handle: key, lkey: key, rkey: key }, mr))
+    })
 }
 
-/// Not there yet: the region stays as it is.
+/// Changes a region. The answers are those of `enum ibv_rereg_mr_err_code`: after either error it is as it was.
 #[unsafe(no_mangle)]
-extern "C" fn ibv_rereg_mr(
-    _mr: *mut IbvMr,
-    _flags: c_int,
-    _pd: *mut IbvPd,
-    _addr: *mut c_void,
-    _length: usize,
-    _access: c_int,
+unsafe extern "C" fn ibv_rereg_mr(
+    mr: *mut IbvMr,
+    flags: c_int,
+    pd: *mut IbvPd,
+    addr: *mut c_void,
+    length: usize,
+    access: c_int,
 ) -> c_int {
-    minus_one(|| Err(Errno::NOTSUPP))
+    let told = |flag| flags & flag != 0;
+    let known = IBV_REREG_MR_CHANGE_TRANSLATION | IBV_REREG_MR_CHANGE_PD | IBV_REREG_MR_CHANGE_ACCESS;
+    let mut answer = IBV_REREG_MR_ERR_INPUT;
+    let outcome = code(|| {
+        let moves = told(IBV_REREG_MR_CHANGE_TRANSLATION);
+        let strange = access != 0 && !told(IBV_REREG_MR_CHANGE_ACCESS);
+        if flags == 0 || flags & !known != 0 || strange || moves && (addr.is_null() || length == 0) {
+            return Err(Errno::INVAL);
+        }
+        // SAFETY: the contract of libibverbs.
+        let region = unsafe { behind(mr) }?;
+        // SAFETY: as above.
+        let domain = if told(IBV_REREG_MR_CHANGE_PD) { Some(unsafe { behind(pd) }?) } else { None };
+        let range = moves.then(|| VirtRange::new(VirtAddr(addr as u64), length as u64));
+        let range = range.map(|range| range.ok_or(Errno::INVAL)).transpose()?;
+        // SAFETY: the program vouches for what it registers.
+        let memory = range.map(|range| unsafe { UserRange::from_raw(region.space(), range) });
+        answer = IBV_REREG_MR_ERR_CMD;
+        let access = told(IBV_REREG_MR_CHANGE_ACCESS).then_some(access.cast_unsigned());
+        region.rereg(domain, memory, access)?;
+        // SAFETY: a face of ours.
+        let mut face = unsafe { read(mr) }?;
+        if domain.is_some() {
+            face.pd = pd;
+        }
+        if moves {
+            (face.addr, face.length) = (addr, length);
+        }
+        // SAFETY: as above.
+        unsafe { write(mr, face) }
+    });
+    if outcome == 0 { 0 } else { answer }
 }
 
 #[unsafe(no_mangle)]

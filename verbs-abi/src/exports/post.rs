@@ -12,7 +12,7 @@ use crate::handle::{array, behind, read, write};
 use crate::objects::{request, sge};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
-    Destination, Immediate, Key, Operation, PostError, QKey, Qpn, RecvRequest, Remote, SendRequest, Sge,
+    Destination, Immediate, Key, Operation, PostError, QKey, Qpn, RecvRequest, Remote, SendRequest, Sge, Srqn,
 };
 use std::ffi::{c_int, c_uint};
 
@@ -94,7 +94,7 @@ fn refused(error: PostError) -> Errno {
 ///
 /// # Safety
 /// As this file says.
-unsafe fn post_one(qp: *mut IbvQp, wr: &IbvSendWr, datagrams: bool) -> Result<(), Errno> {
+unsafe fn post_one(qp: *mut IbvQp, wr: &IbvSendWr, kind: c_int) -> Result<(), Errno> {
     // SAFETY: as this file says.
     let (known, entries) = (unsafe { queue::inner(qp) }?, unsafe { entries(wr.sg_list, wr.num_sge) }?);
     // SAFETY: as above.
@@ -123,7 +123,9 @@ unsafe fn post_one(qp: *mut IbvQp, wr: &IbvSendWr, datagrams: bool) -> Result<()
         }
     };
     let mut request: SendRequest<'_> = request(wr.wr_id, operation, wr.send_flags, memory);
-    if datagrams {
+    if kind == IBV_QPT_XRC_SEND {
+        request.destination = Destination::SharedQueue(Srqn(wr.qp_type & 0xff_ffff));
+    } else if kind == IBV_QPT_UD {
         // SAFETY: any bytes are a value of this member too.
         let ud = unsafe { wr.wr.ud };
         // SAFETY: as this file says.
@@ -139,13 +141,13 @@ pub(super) unsafe extern "C" fn post_send(
 ) -> c_int {
     code(|| {
         // SAFETY: the contract of libibverbs.
-        let datagrams = unsafe { read(qp) }?.qp_type == IBV_QPT_UD;
+        let kind = unsafe { read(qp) }?.qp_type;
         let mut next = first;
         while !next.is_null() {
             // SAFETY: as this file says.
             let wr = unsafe { read(next) }?;
             // SAFETY: as above.
-            if let Err(error) = unsafe { post_one(qp, &wr, datagrams) } {
+            if let Err(error) = unsafe { post_one(qp, &wr, kind) } {
                 // SAFETY: NULL, or the program's pointer.
                 unsafe { write(bad, next) }?;
                 return Err(error);

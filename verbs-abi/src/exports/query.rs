@@ -10,7 +10,9 @@ use crate::errno::{Errno, code, minus_one};
 use crate::handle::{write, write_part, zeros};
 use crate::objects::{Context, mtu_number};
 use crate::process::{device_guid, device_name, settings};
-use hw_model::hca::{AtomicScope, Capabilities, DeviceAttributes, PortState};
+use hw_model::hca::{
+    AtomicScope, Capabilities, DeviceAttributes, MOST_GROUPS, MOST_MEMBERS, PKey, PortState,
+};
 use std::ffi::{c_int, c_uint, c_void};
 
 /// What `ibv_query_port` of old fills in: all but the newest fields.
@@ -19,8 +21,6 @@ const OLD_PORT_ATTR: usize = 48;
 const GIDS: c_int = 4;
 /// No IEEE vendor: `any` in ASCII.
 const VENDOR: u32 = 0x61_6e_79;
-/// The full-membership default partition.
-const PKEY: u16 = 0xffff;
 
 fn number(value: u32) -> c_int {
     c_int::try_from(value).unwrap_or(c_int::MAX)
@@ -29,9 +29,7 @@ fn number(value: u32) -> c_int {
 /// What the device can do, in the bits of `enum ibv_device_cap_flags`.
 fn capability_flags(attributes: &DeviceAttributes) -> u64 {
     // Bit 31 is the kernel's own for on-demand paging; libibverbs says that in `odp_caps`.
-    // Extended connections are the model's, and not here yet.
-    let elsewhere = Capabilities::ON_DEMAND | Capabilities::EXTENDED_CONNECTIONS;
-    (attributes.capabilities - elsewhere).bits()
+    (attributes.capabilities - Capabilities::ON_DEMAND).bits()
 }
 
 fn attributes(context: &Context) -> IbvDeviceAttr {
@@ -70,6 +68,9 @@ fn attributes(context: &Context) -> IbvDeviceAttr {
         max_srq: number(limits.srqs),
         max_srq_wr: number(limits.recv_requests),
         max_srq_sge: number(limits.sges),
+        max_mcast_grp: number(MOST_GROUPS),
+        max_mcast_qp_attach: number(MOST_MEMBERS),
+        max_total_mcast_qp_attach: number(MOST_GROUPS * MOST_MEMBERS),
         max_pkeys: known.max_pkeys,
         local_ca_ack_delay: known.ack_delay,
         phys_port_cnt: known.ports,
@@ -98,6 +99,7 @@ fn attributes_ex(context: &Context) -> IbvDeviceAttrEx {
             max_cq_count: known.moderation.max_count,
             max_cq_period: known.moderation.max_period_us,
         },
+        xrc_odp_caps: on_demand.xrc.bits(),
         max_dm_size: known.limits.device_memory,
         phys_port_cnt_ex: known.ports.into(),
         ..zeros
@@ -318,14 +320,12 @@ unsafe extern "C" fn ibv_query_pkey(
     into: *mut u16,
 ) -> c_int {
     minus_one(|| {
-        one_port(port_number.into())?;
+        let index = u16::try_from(index).map_err(|_| Errno::INVAL)?;
         // SAFETY: the contract of libibverbs.
-        unsafe { context(of) }?;
-        if index != 0 {
-            return Err(Errno::INVAL);
-        }
+        let hca = unsafe { context(of) }?.device.hca();
+        let PKey(pkey) = hca.query_pkey(port_number, index).map_err(|_| Errno::INVAL)?;
         // SAFETY: as above.
-        unsafe { write(into, PKEY.to_be()) }?;
+        unsafe { write(into, pkey.to_be()) }?;
         Ok(0)
     })
 }
@@ -333,9 +333,10 @@ unsafe extern "C" fn ibv_query_pkey(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_get_pkey_index(of: *mut IbvContext, port_number: u8, pkey: u16) -> c_int {
     minus_one(|| {
-        one_port(port_number.into())?;
         // SAFETY: the contract of libibverbs.
-        unsafe { context(of) }?;
-        if u16::from_be(pkey) == PKEY { Ok(0) } else { Err(Errno::INVAL) }
+        let hca = unsafe { context(of) }?.device.hca();
+        let mut entries = (0..).map_while(|index| hca.query_pkey(port_number, index).ok());
+        let at = entries.position(|entry| entry == PKey(u16::from_be(pkey))).ok_or(Errno::INVAL)?;
+        c_int::try_from(at).map_err(|_| Errno::INVAL)
     })
 }

@@ -9,17 +9,23 @@ use crate::abi::*;
 use crate::errno::{Errno, code, minus_one, pointer};
 use crate::handle::{behind, give, read, take, write, zeros};
 use crate::objects::{Pd, Qp, QpWanted, Srq};
+use hw_model::hca::Gid;
 use hw_model::sync::Arc;
 use std::ffi::{c_int, c_void};
 use std::mem::offset_of;
 
 const IBV_QP_INIT_ATTR_PD: u32 = 1;
+const IBV_QP_INIT_ATTR_XRCD: u32 = 1 << 1;
 const IBV_QP_INIT_ATTR_CREATE_FLAGS: u32 = 1 << 2;
 const IBV_QP_INIT_ATTR_SEND_OPS_FLAGS: u32 = 1 << 6;
 /// Sending by the calls of `struct ibv_qp_ex`: all that there is but segmentation offload and flush.
 const SEND_OPS: u64 = 0x13ff;
 const IBV_SRQ_INIT_ATTR_TYPE: u32 = 1;
 const IBV_SRQ_INIT_ATTR_PD: u32 = 1 << 1;
+const IBV_SRQ_INIT_ATTR_XRCD: u32 = 1 << 2;
+const IBV_SRQ_INIT_ATTR_CQ: u32 = 1 << 3;
+const IBV_SRQT_BASIC: c_int = 0;
+const IBV_SRQT_XRC: c_int = 1;
 const IBV_SRQ_MAX_WR: c_int = 1;
 const IBV_SRQ_LIMIT: c_int = 1 << 1;
 
@@ -32,6 +38,36 @@ pub(super) unsafe fn inner<'a>(qp: *mut IbvQp) -> Result<&'a Arc<Qp>, Errno> {
     unsafe { behind(qp.cast::<IbvQpEx>()) }
 }
 
+/// Gives a queue pair to the program.
+pub(super) fn appear(
+    qp: Arc<Qp>,
+    context: *mut IbvContext,
+    pd: *mut IbvPd,
+    asked: &IbvQpInitAttr,
+) -> *mut IbvQp {
+    let number = qp.qp.qpn();
+    let face = IbvQpEx {
+        qp_base: IbvQp {
+            context,
+            qp_context: asked.qp_context,
+            pd,
+            send_cq: asked.send_cq,
+            recv_cq: asked.recv_cq,
+            srq: asked.srq,
+            handle: number.0,
+            qp_num: number.0,
+            state: crate::objects::state_number(qp.qp.state()),
+            qp_type: asked.qp_type,
+            ..zeros()
+        },
+        ..super::build::calls()
+    };
+    let known = Arc::clone(&qp.context);
+    let given: *mut IbvQp = give(face, qp).cast();
+    known.event_faces().insert_qp(number, given.expose_provenance());
+    given
+}
+
 /// Makes a queue pair, and says in `attr` how much it holds.
 ///
 /// # Safety
@@ -40,8 +76,13 @@ unsafe fn create(pd: *mut IbvPd, attr: *mut IbvQpInitAttr) -> Result<*mut IbvQp,
     // SAFETY: the contract of libibverbs.
     let (domain, asked) = (unsafe { behind(pd) }?, unsafe { read(attr) }?);
     // SAFETY: as above.
-    let (send_cq, recv_cq) =
-        (unsafe { completion::inner(asked.send_cq) }?, unsafe { completion::inner(asked.recv_cq) }?);
+    let send_cq = unsafe { completion::inner(asked.send_cq) }?;
+    // The initiator of extended connections receives nothing.
+    let recv_cq = match asked.qp_type {
+        number::IBV_QPT_XRC_SEND => send_cq,
+        // SAFETY: as above.
+        _ => unsafe { completion::inner(asked.recv_cq) }?,
+    };
     // SAFETY: as above.
     let srq = if asked.srq.is_null() { None } else { Some(Arc::clone(unsafe { behind(asked.srq) }?)) };
     let wanted = QpWanted {
@@ -53,33 +94,12 @@ unsafe fn create(pd: *mut IbvPd, attr: *mut IbvQpInitAttr) -> Result<*mut IbvQp,
         srq,
     };
     let qp = Qp::new(domain, wanted)?;
-    let number = qp.qp.qpn();
-    // SAFETY: as above.
-    let context = unsafe { read(pd) }?.context;
-    let face = IbvQpEx {
-        qp_base: IbvQp {
-            context,
-            qp_context: asked.qp_context,
-            pd,
-            send_cq: asked.send_cq,
-            recv_cq: asked.recv_cq,
-            srq: asked.srq,
-            handle: number.0,
-            qp_num: number.0,
-            state: 0,
-            qp_type: asked.qp_type,
-            ..zeros()
-        },
-        ..super::build::calls()
-    };
     let cap = qp.capacity();
-    let faces = Arc::clone(domain.context.event_faces());
-    let given: *mut IbvQp = give(face, qp).cast();
-    faces.insert_qp(number, given.expose_provenance());
     let field = attr.wrapping_byte_add(offset_of!(IbvQpInitAttr, cap)).cast::<IbvQpCap>();
     // SAFETY: a field of the program's struct.
     unsafe { write(field, cap) }?;
-    Ok(given)
+    // SAFETY: as above.
+    Ok(appear(qp, unsafe { read(pd) }?.context, pd, &asked))
 }
 
 #[unsafe(no_mangle)]
@@ -92,11 +112,16 @@ pub(super) unsafe extern "C" fn create_qp_ex(_of: *mut IbvContext, attr: *mut Ib
     pointer(|| {
         // SAFETY: the contract of libibverbs.
         let asked = unsafe { read(attr) }?;
-        let known = IBV_QP_INIT_ATTR_PD | IBV_QP_INIT_ATTR_CREATE_FLAGS | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS;
+        let known = IBV_QP_INIT_ATTR_PD
+            | IBV_QP_INIT_ATTR_XRCD
+            | IBV_QP_INIT_ATTR_CREATE_FLAGS
+            | IBV_QP_INIT_ATTR_SEND_OPS_FLAGS;
         if asked.comp_mask & !known != 0 {
             return Err(Errno::NOTSUPP);
         }
-        if asked.comp_mask & IBV_QP_INIT_ATTR_PD == 0 {
+        let target = asked.qp_type == number::IBV_QPT_XRC_RECV;
+        let needed = if target { IBV_QP_INIT_ATTR_XRCD } else { IBV_QP_INIT_ATTR_PD };
+        if asked.comp_mask & needed == 0 {
             return Err(Errno::INVAL);
         }
         if asked.comp_mask & IBV_QP_INIT_ATTR_CREATE_FLAGS != 0 && asked.create_flags != 0 {
@@ -104,6 +129,10 @@ pub(super) unsafe extern "C" fn create_qp_ex(_of: *mut IbvContext, attr: *mut Ib
         }
         if asked.comp_mask & IBV_QP_INIT_ATTR_SEND_OPS_FLAGS != 0 && asked.send_ops_flags & !SEND_OPS != 0 {
             return Err(Errno::NOTSUPP);
+        }
+        if target {
+            // SAFETY: as above.
+            return unsafe { super::xrc::create_target(&asked) };
         }
         // The struct begins as the older one does.
         // SAFETY: as above.
@@ -170,8 +199,7 @@ unsafe extern "C" fn ibv_destroy_qp(qp: *mut IbvQp) -> c_int {
     code(|| {
         // SAFETY: the contract of libibverbs.
         let known = unsafe { inner(qp) }?;
-        let faces = known.pd.context.event_faces();
-        faces.remove_qp(known.qp.qpn());
+        known.context.event_faces().remove_qp(known.qp.qpn(), qp.addr());
         // SAFETY: as above; it is not used any more.
         drop(unsafe { take(qp.cast::<IbvQpEx>()) });
         Ok(())
@@ -187,11 +215,19 @@ unsafe fn create_shared(pd: *mut IbvPd, attr: *mut IbvSrqInitAttr) -> Result<*mu
     let (domain, asked): (&Arc<Pd>, _) = (unsafe { behind(pd) }?, unsafe { read(attr) }?);
     let srq = Srq::new(domain, asked.attr.max_wr, asked.attr.max_sge)?;
     // SAFETY: as above.
+    unsafe { give_shared(srq, pd, asked.srq_context) }
+}
+
+/// Gives a shared receive queue to the program.
+///
+/// # Safety
+/// The contract of libibverbs.
+unsafe fn give_shared(srq: Arc<Srq>, pd: *mut IbvPd, srq_context: *mut c_void) -> Result<*mut IbvSrq, Errno> {
+    // SAFETY: the contract of libibverbs.
     let context = unsafe { read(pd) }?.context;
-    let number = srq.queue.number();
-    let face = IbvSrq { context, srq_context: asked.srq_context, pd, handle: number.0, ..zeros() };
-    let given = give(face, srq);
-    domain.context.event_faces().insert_srq(number, given.expose_provenance());
+    let (number, known) = (srq.queue.number(), Arc::clone(&srq.context));
+    let given = give(IbvSrq { context, srq_context, pd, handle: number.0, ..zeros() }, srq);
+    known.event_faces().insert_srq(number, given.expose_provenance());
     Ok(given)
 }
 
@@ -208,12 +244,27 @@ pub(super) unsafe extern "C" fn create_srq_ex(
     pointer(|| {
         // SAFETY: the contract of libibverbs.
         let asked = unsafe { read(attr) }?;
-        let basic = asked.comp_mask & IBV_SRQ_INIT_ATTR_TYPE == 0 || asked.srq_type == 0;
-        if asked.comp_mask & !(IBV_SRQ_INIT_ATTR_TYPE | IBV_SRQ_INIT_ATTR_PD) != 0 || !basic {
+        let kind =
+            if asked.comp_mask & IBV_SRQ_INIT_ATTR_TYPE == 0 { IBV_SRQT_BASIC } else { asked.srq_type };
+        let needed = match kind {
+            IBV_SRQT_BASIC => IBV_SRQ_INIT_ATTR_PD,
+            IBV_SRQT_XRC => IBV_SRQ_INIT_ATTR_PD | IBV_SRQ_INIT_ATTR_XRCD | IBV_SRQ_INIT_ATTR_CQ,
+            _ => return Err(Errno::NOTSUPP),
+        };
+        if asked.comp_mask & !(IBV_SRQ_INIT_ATTR_TYPE | needed) != 0 {
             return Err(Errno::NOTSUPP);
         }
-        if asked.comp_mask & IBV_SRQ_INIT_ATTR_PD == 0 {
+        if asked.comp_mask & needed != needed {
             return Err(Errno::INVAL);
+        }
+        if kind == IBV_SRQT_XRC {
+            // SAFETY: as above.
+            let (pd, xrcd) = (unsafe { behind(asked.pd) }?, unsafe { behind(asked.xrcd) }?);
+            // SAFETY: as above.
+            let cq = unsafe { completion::inner(asked.cq) }?;
+            let srq = Srq::extended(pd, (xrcd, cq), (asked.attr.max_wr, asked.attr.max_sge))?;
+            // SAFETY: as above.
+            return unsafe { give_shared(srq, asked.pd, asked.srq_context) };
         }
         // SAFETY: the struct begins as the older one does.
         unsafe { create_shared(asked.pd, attr.cast()) }
@@ -263,15 +314,41 @@ unsafe extern "C" fn ibv_query_srq(srq: *mut IbvSrq, into: *mut IbvSrqAttr) -> c
 unsafe extern "C" fn ibv_destroy_srq(srq: *mut IbvSrq) -> c_int {
     code(|| {
         // SAFETY: the contract of libibverbs.
-        let (known, face) = (unsafe { behind(srq) }?, unsafe { read(srq) }?);
+        let known = unsafe { behind(srq) }?;
         if Arc::strong_count(known) > 1 {
             return Err(Errno::BUSY);
         }
-        // SAFETY: the domain outlives what is in it.
-        unsafe { behind(face.pd) }?.context.event_faces().remove_srq(known.queue.number());
+        known.context.event_faces().remove_srq(known.queue.number());
         // SAFETY: as above; it is not used any more.
         drop(unsafe { take(srq) });
         Ok(())
+    })
+}
+
+/// The group of a `union ibv_gid`.
+///
+/// # Safety
+/// NULL, or the program's.
+unsafe fn group(gid: *const IbvGid) -> Result<Gid, Errno> {
+    // SAFETY: as above.
+    Ok(Gid(u128::from_be_bytes(unsafe { read(gid) }?.raw)))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_attach_mcast(qp: *mut IbvQp, gid: *const IbvGid, _lid: u16) -> c_int {
+    code(|| {
+        // SAFETY: the contract of libibverbs.
+        let (known, group) = (unsafe { inner(qp) }?, unsafe { group(gid) }?);
+        Ok(known.qp.hca().attach_multicast(&known.qp, group)?)
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_detach_mcast(qp: *mut IbvQp, gid: *const IbvGid, _lid: u16) -> c_int {
+    code(|| {
+        // SAFETY: the contract of libibverbs.
+        let (known, group) = (unsafe { inner(qp) }?, unsafe { group(gid) }?);
+        Ok(known.qp.hca().detach_multicast(&known.qp, group)?)
     })
 }
 

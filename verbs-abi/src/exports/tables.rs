@@ -3,7 +3,7 @@
 //! A slot holds a function of exactly its type, or is empty; `sz` covers the whole struct, and `abi_compat` says that there
 //! is an extended one around the old.
 
-use super::{completion, dm, memory, post, query, queue, window};
+use super::{completion, dm, domain, memory, post, query, queue, window, xrc};
 use crate::abi::*;
 use crate::errno::Errno;
 use crate::handle::zeros;
@@ -44,11 +44,17 @@ pub(super) fn context(device: *mut IbvDevice, inner: &Arc<Context>) -> Result<Ve
         reg_dm_mr: Some(dm::reg_dm_mr),
         alloc_dm: Some(dm::alloc_dm),
         free_dm: Some(dm::free_dm),
+        alloc_td: Some(domain::alloc_td),
+        dealloc_td: Some(domain::dealloc_td),
+        alloc_parent_domain: Some(domain::alloc_parent_domain),
         modify_cq: Some(completion::modify_cq),
         create_cq_ex: Some(completion::create_cq_ex),
         create_qp_ex: Some(queue::create_qp_ex),
         get_srq_num: Some(queue::get_srq_num),
         create_srq_ex: Some(queue::create_srq_ex),
+        open_xrcd: Some(xrc::open_xrcd),
+        close_xrcd: Some(xrc::close_xrcd),
+        open_qp: Some(xrc::open_qp),
         sz: size_of::<VerbsContext>(),
         context,
         ..extended

@@ -3,13 +3,15 @@
 use crate::errno::Errno;
 use hw_model::hca::{
     AllocDeviceMemoryError, CreateAhError, CreateChannelError, CreateCqError, CreateKeyError,
-    CreateNullKeyError, CreateQpError, CreateSrqError, ModifyQpError, PdError, RegisterDeviceMemoryError,
-    ResizeCqError,
+    CreateNullKeyError, CreateQpError, CreateSrqError, ModifyQpError, MulticastError, OpenDomainError,
+    OpenQpError, PdError, RegisterDeviceMemoryError, ResizeCqError,
 };
-use mr::device::{AdviseError, RegisterError};
+use mr::device::{AdviseError, RegisterError, ReregError};
 use mr::{MapRegionError, PublishError};
 use odp::fault::FaultFailure;
 use odp::space::PinError;
+use odp::space::dmabuf::AttachError;
+use odp::space::process::FileExportError;
 
 /// Leaves what an error number cannot say in the log, and gives the number.
 fn said(error: &dyn std::error::Error, number: Errno) -> Errno {
@@ -52,6 +54,42 @@ impl From<RegisterError> for Errno {
             | RegisterError::ImplicitInSteps
             | RegisterError::NotPinned { .. } => said(&error, Self::INVAL),
         }
+    }
+}
+
+impl From<ReregError> for Errno {
+    fn from(error: ReregError) -> Self {
+        match error {
+            ReregError::Map(error) => error.into(),
+            ReregError::Unsupported => said(&error, Self::NOTSUPP),
+            ReregError::UnderWay => said(&error, Self::BUSY),
+            ReregError::Key(_) | ReregError::ForeignPd | ReregError::Deregistered => {
+                said(&error, Self::INVAL)
+            }
+        }
+    }
+}
+
+impl From<FileExportError> for Errno {
+    fn from(error: FileExportError) -> Self {
+        let number = match error {
+            FileExportError::NotMappable { reason } if reason == rustix::io::Errno::BADF => Self::BADF,
+            // What dma_buf_get says to a descriptor that is none.
+            _ => Self::INVAL,
+        };
+        said(&error, number)
+    }
+}
+
+impl From<AttachError> for Errno {
+    fn from(error: AttachError) -> Self {
+        said(
+            &error,
+            match error {
+                AttachError::OutOfMemory => Self::NOMEM,
+                _ => Self::INVAL,
+            },
+        )
     }
 }
 
@@ -135,7 +173,6 @@ impl From<CreateQpError> for Errno {
             &error,
             match error {
                 CreateQpError::TooMany { .. } => Self::NOMEM,
-                CreateQpError::Transport { .. } => Self::NOTSUPP,
                 _ => Self::INVAL,
             },
         )
@@ -148,6 +185,34 @@ impl From<CreateSrqError> for Errno {
             &error,
             match error {
                 CreateSrqError::TooMany { .. } => Self::NOMEM,
+                _ => Self::INVAL,
+            },
+        )
+    }
+}
+
+impl From<OpenDomainError> for Errno {
+    fn from(error: OpenDomainError) -> Self {
+        match error {
+            OpenDomainError::Pd(error) => error.into(),
+            OpenDomainError::Cq(error) => error.into(),
+        }
+    }
+}
+
+impl From<OpenQpError> for Errno {
+    fn from(error: OpenQpError) -> Self {
+        said(&error, Self::INVAL)
+    }
+}
+
+impl From<MulticastError> for Errno {
+    fn from(error: MulticastError) -> Self {
+        said(
+            &error,
+            match &error {
+                MulticastError::TooMany => Self::NOMEM,
+                MulticastError::Link { source, .. } => source.raw_os_error().map_or(Self::NOTSUPP, Self),
                 _ => Self::INVAL,
             },
         )

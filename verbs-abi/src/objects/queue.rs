@@ -1,7 +1,7 @@
 //! Queue pairs and shared receive queues.
 
 use super::request::Building;
-use super::{Cq, Pd};
+use super::{Context, Cq, Pd, Xrcd};
 use crate::abi::number::*;
 use crate::abi::{IbvAhAttr, IbvGid, IbvGlobalRoute, IbvQpAttr, IbvQpCap};
 use crate::errno::Errno;
@@ -15,17 +15,26 @@ use std::ffi::c_int;
 
 /// A queue pair.
 pub(crate) struct Qp {
-    pub(crate) pd: Arc<Pd>,
+    pub(crate) context: Arc<Context>,
     pub(crate) qp: Arc<QueuePair>,
     pub(crate) building: Building,
     /// For their counts of users.
-    _queues: (Arc<Cq>, Arc<Cq>, Option<Arc<Srq>>),
+    _holds: Holds,
+}
+
+/// What a queue pair keeps from being destroyed.
+enum Holds {
+    Queues { _pd: Arc<Pd>, _send: Arc<Cq>, _recv: Arc<Cq>, _srq: Option<Arc<Srq>> },
+    Domain { _xrcd: Arc<Xrcd> },
 }
 
 /// A shared receive queue.
 pub(crate) struct Srq {
     pub(crate) queue: Arc<SharedReceiveQueue>,
+    pub(crate) context: Arc<Context>,
     _pd: Arc<Pd>,
+    /// Of one that is reached over extended connections.
+    _extended: Option<(Arc<Xrcd>, Arc<Cq>)>,
 }
 
 /// What a program asks of a new queue pair.
@@ -49,15 +58,34 @@ impl Qp {
             // A queue of nothing is legal in verbs; ours holds one at least.
             max_send_requests: cap.max_send_wr.max(1),
             max_sges: cap.max_send_sge,
-            max_inline: cap.max_inline_data,
+            // An atomic write takes its word with it, whatever was asked for.
+            max_inline: cap.max_inline_data.max(WORD),
             max_recv_requests: cap.max_recv_wr,
             max_recv_sges: cap.max_recv_sge,
             signal_all: wanted.signal_all,
             ..QpSpec::new(pd.domain.handle(), &wanted.send_cq.queue)
         };
         let qp = pd.context.device.hca().create_qp(&spec)?;
-        let queues = (wanted.send_cq, wanted.recv_cq, wanted.srq);
-        Ok(Arc::new(Self { pd: Arc::clone(pd), qp, building: Building::default(), _queues: queues }))
+        let (_send, _recv, _srq) = (wanted.send_cq, wanted.recv_cq, wanted.srq);
+        let holds = Holds::Queues { _pd: Arc::clone(pd), _send, _recv, _srq };
+        Ok(Self::over(Arc::clone(&pd.context), qp, holds))
+    }
+
+    fn over(context: Arc<Context>, qp: Arc<QueuePair>, holds: Holds) -> Arc<Self> {
+        Arc::new(Self { context, qp, building: Building::default(), _holds: holds })
+    }
+
+    /// A target of extended connections.
+    pub(crate) fn target(xrcd: &Arc<Xrcd>) -> Result<Arc<Self>, Errno> {
+        let spec = QpSpec { access: hw_model::hca::Access::empty(), ..QpSpec::target(&xrcd.domain) };
+        let qp = xrcd.context.device.hca().create_qp(&spec)?;
+        Ok(Self::over(Arc::clone(&xrcd.context), qp, Holds::Domain { _xrcd: Arc::clone(xrcd) }))
+    }
+
+    /// One that is there, once more.
+    pub(crate) fn open(xrcd: &Arc<Xrcd>, number: Qpn) -> Result<Arc<Self>, Errno> {
+        let qp = xrcd.domain.open_qp(number)?;
+        Ok(Self::over(Arc::clone(&xrcd.context), qp, Holds::Domain { _xrcd: Arc::clone(xrcd) }))
     }
 
     /// Changes what `mask` says of `attr`.
@@ -67,7 +95,13 @@ impl Qp {
             // A way that begins at an address that the port does not have leads nowhere.
             self.qp.hca().query_gid(PORT, path.source_gid_index.into()).map_err(|_| Errno::INVAL)?;
         }
-        Ok(self.qp.modify(&change)?)
+        self.qp.modify(&change)?;
+        if change.state == Some(QpState::Reset) {
+            // A queue pair that begins anew leaves nothing of before, as with libmlx4 and libmlx5.
+            let spec = self.qp.spec();
+            [&spec.send_cq, &spec.recv_cq].into_iter().for_each(|cq| cq.forget(self.qp.qpn()));
+        }
+        Ok(())
     }
 
     /// What it is set to.
@@ -80,7 +114,10 @@ impl Qp {
     /// How much it holds.
     pub(crate) fn capacity(&self) -> IbvQpCap {
         let spec = self.qp.spec();
-        let shared = spec.srq.is_some();
+        if spec.transport == Transport::ExtendedTarget {
+            return zeros();
+        }
+        let shared = spec.srq.is_some() || spec.transport == Transport::ExtendedInitiator;
         IbvQpCap {
             max_send_wr: spec.max_send_requests,
             max_recv_wr: if shared { 0 } else { spec.max_recv_requests },
@@ -95,7 +132,24 @@ impl Srq {
     pub(crate) fn new(pd: &Arc<Pd>, max_requests: u32, max_sges: u32) -> Result<Arc<Self>, Errno> {
         let spec = SrqSpec { pd: pd.domain.handle(), max_requests, max_sges };
         let queue = pd.context.device.hca().create_srq(&spec)?;
-        Ok(Arc::new(Self { queue, _pd: Arc::clone(pd) }))
+        Ok(Arc::new(Self { queue, context: Arc::clone(&pd.context), _pd: Arc::clone(pd), _extended: None }))
+    }
+
+    /// One of `xrcd`, whose receives complete to `cq`.
+    pub(crate) fn extended(
+        pd: &Arc<Pd>,
+        (xrcd, cq): (&Arc<Xrcd>, &Arc<Cq>),
+        (max_requests, max_sges): (u32, u32),
+    ) -> Result<Arc<Self>, Errno> {
+        let spec = SrqSpec { pd: pd.domain.handle(), max_requests, max_sges };
+        let queue = pd.context.device.hca().create_extended_srq(&spec, &xrcd.domain, &cq.queue)?;
+        let extended = Some((Arc::clone(xrcd), Arc::clone(cq)));
+        Ok(Arc::new(Self {
+            queue,
+            context: Arc::clone(&pd.context),
+            _pd: Arc::clone(pd),
+            _extended: extended,
+        }))
     }
 }
 
@@ -104,7 +158,9 @@ fn transport(kind: c_int) -> Result<Transport, Errno> {
         IBV_QPT_RC => Ok(Transport::ReliableConnection),
         IBV_QPT_UC => Ok(Transport::UnreliableConnection),
         IBV_QPT_UD => Ok(Transport::UnreliableDatagram),
-        IBV_QPT_RAW_PACKET | IBV_QPT_XRC_SEND | IBV_QPT_XRC_RECV | IBV_QPT_DRIVER => Err(Errno::NOTSUPP),
+        IBV_QPT_XRC_SEND => Ok(Transport::ExtendedInitiator),
+        IBV_QPT_RAW_PACKET | IBV_QPT_DRIVER => Err(Errno::NOTSUPP),
+        // One that receives is made in its domain, by other calls.
         _ => Err(Errno::INVAL),
     }
 }
@@ -178,6 +234,8 @@ pub(crate) fn described_way(vector: &AddressVector) -> IbvAhAttr {
     }
 }
 
+/// Bytes of an atomic write.
+const WORD: u32 = 8;
 /// The shortest wait for an acknowledgement, 0.54 s: the peer is a process of a machine that may be busy with others.
 const LEAST_TIMEOUT: u8 = 17;
 /// The only port.

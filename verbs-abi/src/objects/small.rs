@@ -57,4 +57,10 @@ impl Dm {
         let memory = context.device.hca().alloc_device_memory(length, align_shift)?;
         Ok(Self { memory, _context: Arc::clone(context) })
     }
+
+    /// That of a handle, once more.
+    pub(crate) fn import(context: &Arc<Context>, handle: u32) -> Result<Self, Errno> {
+        let memory = context.event_faces().handles.memory(handle).ok_or(Errno::NOENT)?;
+        Ok(Self { memory, _context: Arc::clone(context) })
+    }
 }

@@ -13,6 +13,7 @@ use super::points;
 use super::request::{Completion, RequestId};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
+use crate::wire::Qpn;
 use std::time::{Duration, Instant};
 
 /// The number of a completion queue, unique while it lives.
@@ -220,6 +221,13 @@ impl CompletionQueue {
             return Err(ResizeCqError::NoMemory { entries });
         }
         self.ring.resize(entries).map_err(|there| ResizeCqError::Occupied { entries, there })
+    }
+
+    /// Takes back what a queue pair has left in it that nobody has polled.
+    pub fn forget(&self, of: Qpn) {
+        let mut entries = self.ring.lock();
+        entries.queue.retain(|completion| completion.qpn != of);
+        self.ring.taken(&entries);
     }
 
     /// Its number.

@@ -2,6 +2,7 @@
 
 use super::state::{QpState, demands};
 use super::{QpAddress, Transport};
+use crate::hca::attributes::PKeyTable;
 use crate::hca::config::{HcaConfig, PathMtu};
 use crate::hca::key::Access;
 use crate::hca::request::AddressVector;
@@ -235,6 +236,11 @@ impl QpAttributes {
         }
     }
 
+    /// Another partition key stands at its index now.
+    pub(super) fn renew_pkey(&mut self, table: &PKeyTable) {
+        self.pkey = table.get(self.pkey_index).unwrap_or_default();
+    }
+
     /// What it is set to after `change`.
     pub(super) fn after(
         &self,
@@ -350,6 +356,9 @@ pub enum ModifyQpError {
     /// The device could not do it at the moment; only a fault plan says so.
     #[error("the device refused")]
     Refused,
+    /// The device has failed; nothing of it is changed any more.
+    #[error("the device has failed")]
+    Failed,
     /// The queue pair is gone.
     #[error("the queue pair was destroyed")]
     Destroyed,

@@ -6,6 +6,7 @@ use super::requester::Requester;
 use super::responder::Responder;
 use super::work::{Context, Next, Route, Work};
 use super::{QpState, Transport};
+use crate::hca::attributes::PKeyTable;
 use crate::hca::config::HcaConfig;
 use crate::hca::events::AsyncEvent;
 use crate::hca::fault::{FaultKind, FaultOutcome, FaultToken};
@@ -85,7 +86,8 @@ impl Core {
         context: &mut Context<'_>,
     ) -> Result<(), ModifyQpError> {
         let before = self.attributes.state;
-        let after = self.attributes.after(change, self.shared.transport, &context.device.config)?;
+        let mut after = self.attributes.after(change, self.shared.transport, &context.device.config)?;
+        after.renew_pkey(&context.device.condition.pkeys());
         match after.state {
             QpState::Error => {
                 self.enter_error(context);
@@ -124,6 +126,14 @@ impl Core {
             self.flush(context);
         }
         Ok(())
+    }
+
+    /// The table of partition keys is another.
+    pub(in crate::hca) fn renew_pkey(&mut self, table: &PKeyTable) {
+        self.attributes.renew_pkey(table);
+        if let Some(route) = &mut self.route {
+            route.pkey = self.attributes.pkey;
+        }
     }
 
     /// The way to the peer of a connected queue pair.
@@ -260,7 +270,8 @@ impl Core {
 
     /// Takes a packet from the link.
     pub(in crate::hca) fn receive(&mut self, packet: &mut Packet, context: &mut Context<'_>) -> Next {
-        if !self.attributes.state.receives() || !self.is_for_us(packet) {
+        let down = context.device.condition.is_down();
+        if down || !self.attributes.state.receives() || !self.is_for_us(packet) {
             context.counters.packets_dropped.add(1);
             return Next::Nothing;
         }

@@ -50,7 +50,8 @@ impl QueuePair {
         };
         let own = || Arc::new(RecvQueue::new(spec.max_recv_requests, spec.max_recv_sges, message));
         let receives = Receiving {
-            queue: Some(spec.srq.as_ref().map_or_else(own, |srq| Arc::clone(&srq.queue))),
+            queue: (spec.transport.receives())
+                .then(|| spec.srq.as_ref().map_or_else(own, |srq| Arc::clone(&srq.queue))),
             shared: spec.srq.as_ref().map(|srq| srq.number()),
             completions: Arc::clone(&spec.recv_cq.ring),
         };
@@ -189,6 +190,9 @@ impl QueuePair {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
+        if let Some(domain) = &self.spec.domain {
+            domain.forget(self.shared.qpn);
+        }
         self.hca.forget_qp(self.shared.qpn, self.shared.pd);
     }
 }

@@ -9,6 +9,7 @@
 
 mod attributes;
 mod core;
+mod extended;
 mod handle;
 mod list;
 mod queue;
@@ -23,6 +24,7 @@ mod work;
 
 pub use attributes::{Attribute, ModifyQpError, QpAttributes, QpChange};
 pub(super) use core::Core;
+pub(super) use extended::SrqTable;
 pub use handle::{QpAddress, QueuePair};
 pub(super) use queue::Shared;
 pub(super) use receive::{GRH_BYTES, RecvQueue};

@@ -43,7 +43,7 @@ pub(super) struct SendLimits {
 
 /// Where a queue pair's receives come from, and where they complete.
 pub(super) struct Receiving {
-    /// `None`: it has no receives at all (XRC).
+    /// `None`: it has no receives at all (extended connections).
     pub(super) queue: Option<Arc<RecvQueue>>,
     pub(super) shared: Option<Srqn>,
     pub(super) completions: Arc<Ring>,
@@ -188,11 +188,6 @@ impl Shared {
         take_oldest(&mut self.queue.lock().posted)
     }
 
-    /// The oldest posted receive.
-    pub(super) fn take_receive(&self) -> Taken {
-        self.receives.queue.as_ref().map_or(Taken::Nothing, |queue| queue.take())
-    }
-
     /// The engine has heard the doorbell: the next post rings again.
     pub(in crate::hca) fn heard(&self) {
         self.rung.store(false, Ordering::SeqCst);
@@ -220,21 +215,6 @@ impl Shared {
         let completion = Completion::new(wqe.id, status, wqe.operation.code(), self.qpn, wqe.length);
         push(&self.sends, completion, counters)
     }
-
-    /// Ends a receive: the one place where one ends.
-    pub(super) fn complete_receive(
-        &self,
-        wqe: &RecvWqe,
-        completion: Completion,
-        counters: &Counters,
-    ) -> Result<(), Overran> {
-        if let Some(queue) = &self.receives.queue {
-            queue.ended();
-        }
-        counters.completed(completion.status);
-        debug_assert_eq!(wqe.id, completion.id);
-        push(&self.receives.completions, completion, counters)
-    }
 }
 
 /// The oldest of a queue. An empty one begins at the start of its memory again: a queue with few in it stays in the cache.
@@ -254,6 +234,26 @@ fn push(ring: &Arc<Ring>, completion: Completion, counters: &Counters) -> Result
 }
 
 impl Receiving {
+    /// The oldest posted receive.
+    pub(super) fn take(&self) -> Taken {
+        self.queue.as_ref().map_or(Taken::Nothing, |queue| queue.take())
+    }
+
+    /// Ends a receive: the one place where one ends.
+    pub(super) fn complete(
+        &self,
+        wqe: &RecvWqe,
+        completion: Completion,
+        counters: &Counters,
+    ) -> Result<(), Overran> {
+        if let Some(queue) = &self.queue {
+            queue.ended();
+        }
+        counters.completed(completion.status);
+        debug_assert_eq!(wqe.id, completion.id);
+        push(&self.completions, completion, counters)
+    }
+
     /// The queue, if it is not shared with others.
     pub(super) fn own(&self) -> Option<&RecvQueue> {
         self.queue.as_deref().filter(|_| self.shared.is_none())

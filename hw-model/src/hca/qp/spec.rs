@@ -6,6 +6,7 @@ use crate::hca::cq::CompletionQueue;
 use crate::hca::device::Hca;
 use crate::hca::key::Access;
 use crate::hca::pd::{Pd, PdError};
+use crate::hca::xrcd::ExtendedDomain;
 use crate::sync::Arc;
 
 /// What a queue pair is made with.
@@ -21,6 +22,8 @@ pub struct QpSpec {
     pub recv_cq: Arc<CompletionQueue>,
     /// Where its receives come from, if not from a queue of its own.
     pub srq: Option<Arc<SharedReceiveQueue>>,
+    /// Of an extended target, and of no other: whose queues its peer reaches.
+    pub domain: Option<Arc<ExtendedDomain>>,
     /// What its peer may do, until it is told otherwise.
     pub access: Access,
     /// Send requests that can be outstanding.
@@ -47,6 +50,7 @@ impl QpSpec {
             send_cq: Arc::clone(cq),
             recv_cq: Arc::clone(cq),
             srq: None,
+            domain: None,
             access: Access::all() - Access::LOCAL_WRITE - Access::WINDOW_BIND - Access::ZERO_BASED,
             max_send_requests: 256,
             max_sges: 4,
@@ -57,6 +61,13 @@ impl QpSpec {
         }
     }
 
+    /// A target of extended connections in `domain`. Nothing can be posted to it.
+    #[must_use]
+    pub fn target(domain: &Arc<ExtendedDomain>) -> Self {
+        let new = Self::new(domain.pd(), domain.cq()).with_transport(Transport::ExtendedTarget);
+        Self { domain: Some(Arc::clone(domain)), ..new }
+    }
+
     /// The same with another service.
     #[must_use]
     pub fn with_transport(self, transport: Transport) -> Self {
@@ -65,14 +76,23 @@ impl QpSpec {
 
     /// Checks it against what a device has.
     pub(in crate::hca) fn check(&self, hca: &Arc<Hca>) -> Result<(), CreateQpError> {
+        if hca.has_failed() {
+            return Err(CreateQpError::Failed);
+        }
         let limits: &Limits = &hca.config().limits;
         let foreign = |cq: &Arc<CompletionQueue>| !Arc::ptr_eq(cq.hca(), hca);
         let foreign_srq = self.srq.as_ref().is_some_and(|srq| !Arc::ptr_eq(srq.hca(), hca));
-        if foreign(&self.send_cq) || foreign(&self.recv_cq) || foreign_srq {
+        let foreign_domain = self.domain.as_ref().is_some_and(|domain| !Arc::ptr_eq(domain.hca(), hca));
+        if foreign(&self.send_cq) || foreign(&self.recv_cq) || foreign_srq || foreign_domain {
             return Err(CreateQpError::OtherDevice);
         }
-        if !self.transport.receives() {
-            return Err(CreateQpError::Transport { transport: self.transport });
+        let transport = self.transport;
+        let own = self.domain.as_ref().is_none_or(|domain| domain.pd() == self.pd);
+        if self.domain.is_some() != (transport == Transport::ExtendedTarget) || !own {
+            return Err(CreateQpError::Domain { transport });
+        }
+        if self.srq.as_ref().is_some_and(|srq| !transport.receives() || srq.domain().is_some()) {
+            return Err(CreateQpError::SharedQueue { transport });
         }
         if self.max_send_requests == 0 || self.max_send_requests > limits.send_requests {
             let requests = self.max_send_requests;
@@ -102,12 +122,22 @@ pub enum CreateQpError {
     /// A completion queue, or the shared receive queue, is another device's.
     #[error("a queue of it belongs to another device")]
     OtherDevice,
-    /// The device has no such queue pairs.
-    #[error("the device has no queue pairs of {transport:?}")]
-    Transport {
+    /// An extended target without its domain, or with another protection domain than the domain's, or a domain where there
+    /// can be none.
+    #[error("an extended target is made in an extended domain, and a queue pair of {transport:?} as it says")]
+    Domain {
         /// Asked for.
         transport: Transport,
     },
+    /// Extended queue pairs have no receive queue; and a queue that they reach is no other's.
+    #[error("a queue pair of {transport:?} does not receive from such a shared queue")]
+    SharedQueue {
+        /// Asked for.
+        transport: Transport,
+    },
+    /// The device has failed; nothing is made of it any more.
+    #[error("the device has failed")]
+    Failed,
     /// There are as many as the device has.
     #[error("all {max} queue pairs are in use")]
     TooMany {

@@ -1,10 +1,12 @@
 //! Shared receive queues: one queue of receives for many queue pairs (IBTA volume 1, 10.2.9).
 
 use super::receive::RecvQueue;
+use crate::hca::cq::CompletionQueue;
 use crate::hca::device::Hca;
 use crate::hca::events::AsyncEvent;
 use crate::hca::pd::{Pd, PdError};
 use crate::hca::request::{PostError, RecvRequest};
+use crate::hca::xrcd::ExtendedDomain;
 use crate::sync::Arc;
 use crate::wire::Srqn;
 
@@ -25,6 +27,9 @@ pub enum CreateSrqError {
     /// No such protection domain.
     #[error(transparent)]
     Pd(#[from] PdError),
+    /// The extended domain, or the completion queue, is another device's.
+    #[error("the domain or the completion queue of it belongs to another device")]
+    OtherDevice,
     /// There are as many as the device has.
     #[error("all {max} shared receive queues are in use")]
     TooMany {
@@ -65,11 +70,30 @@ pub struct SharedReceiveQueue {
     pub(in crate::hca) queue: Arc<RecvQueue>,
     pd: Pd,
     number: Srqn,
+    /// Of an extended one: what it is in, and where it completes to.
+    extended: Option<(Arc<ExtendedDomain>, Arc<CompletionQueue>)>,
 }
 
 impl SharedReceiveQueue {
-    pub(in crate::hca) fn new(hca: Arc<Hca>, queue: Arc<RecvQueue>, pd: Pd, number: Srqn) -> Arc<Self> {
-        Arc::new(Self { hca, queue, pd, number })
+    pub(super) fn new(
+        hca: Arc<Hca>,
+        queue: Arc<RecvQueue>,
+        (pd, number): (Pd, Srqn),
+        extended: Option<(Arc<ExtendedDomain>, Arc<CompletionQueue>)>,
+    ) -> Arc<Self> {
+        Arc::new(Self { hca, queue, pd, number, extended })
+    }
+
+    /// The extended domain that it is in, if it is in one.
+    #[must_use]
+    pub fn domain(&self) -> Option<&Arc<ExtendedDomain>> {
+        self.extended.as_ref().map(|(domain, _)| domain)
+    }
+
+    /// Where what it receives completes, if that is not for its queue pairs to say.
+    #[must_use]
+    pub fn cq(&self) -> Option<&Arc<CompletionQueue>> {
+        self.extended.as_ref().map(|(_, cq)| cq)
     }
 
     /// Its number.

@@ -7,6 +7,7 @@ use crate::hca::device::Device;
 use crate::hca::fault::{FaultAccess, FaultKind, FaultScheme, FaultToken, FaultWait, PageFault, Posted};
 use crate::hca::key::Access;
 use crate::hca::outbox::Outbox;
+use crate::hca::pd::Pd;
 use crate::hca::points;
 use crate::hca::request::Status;
 use crate::hca::stats::Counters;
@@ -44,6 +45,8 @@ pub(in crate::hca) enum Next {
 pub(in crate::hca) struct Dma {
     pub(in crate::hca) direction: Direction,
     pub(in crate::hca) need: Access,
+    /// Whose memory: the protection domain of the queue pair, or of the queue that an extended request is for.
+    pub(in crate::hca) pd: Pd,
     pub(in crate::hca) payload: Payload,
     pub(in crate::hca) work: Work,
 }
@@ -52,7 +55,9 @@ impl Default for Dma {
     /// Nothing to do.
     fn default() -> Self {
         let work = Work::Land { psn: Psn::new(0) };
-        Self { direction: Direction::Gather, need: Access::empty(), payload: Payload::EMPTY, work }
+        // The first that is given is 1.
+        let pd = Pd(0);
+        Self { direction: Direction::Gather, need: Access::empty(), pd, payload: Payload::EMPTY, work }
     }
 }
 
@@ -108,6 +113,10 @@ pub(super) struct PageAt {
 impl Context<'_> {
     /// Sends one packet.
     pub(super) fn send(&self, route: &Route, psn: Psn, marks: Marks, header: Header, payload: Payload) {
+        if !self.device.lets_out() {
+            self.counters.packets_dropped.add(1);
+            return;
+        }
         self.counters.packets_sent.add(1);
         self.counters.bytes_sent.add(payload.len() as u64);
         let packet = Packet {

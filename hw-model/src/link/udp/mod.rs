@@ -18,6 +18,7 @@
 //! number, as rdma_rxe's, with 16. [`UdpCounts`] tells them apart.
 
 mod counts;
+mod group;
 mod outbox;
 mod rate;
 mod receive;
@@ -32,6 +33,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, thread};
 use crate::wire::{Gid, Packet, PayloadPool, Qpn, ROCE_PORT, gid_of};
 use counts::Counters;
+use group::Group;
 use outbox::Outbox;
 use rustix::event::EventfdFlags;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -112,6 +114,9 @@ struct Shared {
     socket: Socket,
     /// Wakes the receive thread.
     bell: OwnedFd,
+    groups: Mutex<Vec<Group>>,
+    /// They are others than the receive thread knows.
+    regroup: AtomicBool,
     address: IpAddr,
     max_payload: u32,
     pool: Arc<PayloadPool>,
@@ -140,7 +145,7 @@ impl UdpLink {
         let max_payload = 1 << max_payload.ilog2();
         let socket = Socket::new(Domain::for_address((address, 0).into()), Type::DGRAM, Some(Protocol::UDP))
             .map_err(resources)?;
-        let offload = prepare(&socket, config).map_err(resources)?;
+        let offload = prepare(&socket, address, config.offload).map_err(resources)?;
         socket
             .bind(&SocketAddr::new(address, ROCE_PORT).into())
             .map_err(|source| OpenUdpError::Bind { address, source })?;
@@ -149,6 +154,8 @@ impl UdpLink {
         let shared = Arc::new(Shared {
             socket,
             bell,
+            groups: Mutex::default(),
+            regroup: AtomicBool::new(false),
             address,
             max_payload,
             pool: PayloadPool::new(MAX_PAYLOAD as usize, BUFFERS),
@@ -180,13 +187,15 @@ impl UdpLink {
 }
 
 /// Sets the options of a new socket. Whether the kernel can cut and join datagrams.
-fn prepare(socket: &Socket, config: &UdpConfig) -> io::Result<bool> {
+fn prepare(socket: &Socket, address: IpAddr, offload: bool) -> io::Result<bool> {
     let set = |level, option, value| sys::set_option(socket.as_fd(), level, option, value);
     socket.set_nonblocking(true)?;
     // As much as the system allows, which may be less.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-    if config.address.is_ipv4() {
+    if let IpAddr::V4(own) = address {
+        // What goes to a group leaves here; a host without groups may refuse.
+        let _ = socket.set_multicast_if_v4(&own);
         set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO)?;
         set(libc::IPPROTO_IP, libc::IP_RECVTOS, 1)?;
         set(libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
@@ -199,7 +208,7 @@ fn prepare(socket: &Socket, config: &UdpConfig) -> io::Result<bool> {
         set(libc::SOL_UDP, libc::UDP_NO_CHECK6_RX, 1)?;
     }
     // An old kernel, or a sandbox's, has neither.
-    Ok(config.offload && set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok())
+    Ok(offload && set(libc::SOL_UDP, libc::UDP_GRO, 1).is_ok())
 }
 
 /// The MTU of the interface that an address belongs to, if it can be found out.
@@ -242,6 +251,12 @@ impl Link for UdpLink {
     }
     fn send(&self, packet: Packet) {
         self.shared.outbox.put(packet, &self.shared);
+    }
+    fn join(&self, group: Gid) -> io::Result<()> {
+        self.shared.join(group)
+    }
+    fn part(&self, group: Gid) {
+        self.shared.part(group);
     }
     fn flush(&self) {
         self.shared.flush();

@@ -8,7 +8,7 @@ use crate::region::counters::add;
 use crate::region::{MapRegionError, PublishError, RegionFault};
 use hw_model::addr::VirtRange;
 use hw_model::fault_plan::{Direction, Subject};
-use hw_model::hca::{FaultAccess, FaultKind, FaultOutcome, Hca, PageFault};
+use hw_model::hca::{Backing, FaultAccess, FaultKind, FaultOutcome, Hca, PageFault};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, Ordering};
 use odp::fault::{FaultFailure, Progress, Want};
@@ -151,6 +151,7 @@ impl FaultJob {
     /// The pages are there. What comes after them is asked for once the device has its answer.
     fn publish(&mut self, published: u64) -> Progress<FaultOutcome> {
         let mut next = None;
+        let mut outcome = FaultOutcome::Resolved;
         if let Some(work) = &mut self.work
             && let Some(begun) = work.begun.take()
         {
@@ -158,9 +159,16 @@ impl FaultJob {
             core.answered.fetch_max(self.device.hca().faults().posted(), Ordering::AcqRel);
             let wanted = core.whole(begun.place.range).page_count();
             add(&core.counters.pages_ahead, published.saturating_sub(wanted));
+            let about = || {
+                let page = core.backing_at(begun.place.range).map(Backing::name);
+                Subject { page, ..subject(&self.event) }
+            };
+            if self.device.dma().points().meet_about(points::PAGES_IN, about).fails() {
+                outcome = FaultOutcome::Failed;
+            }
             next = begun.ahead.map(|ahead| (work.target.clone(), work.want, ahead));
         }
-        let done = self.answer(FaultOutcome::Resolved, 1);
+        let done = self.answer(outcome, 1);
         if let Some((target, want, (ahead, around, bounds))) = next {
             self.device.prefetcher().go_ahead(&target, want, (ahead, bounds), around);
         }

@@ -117,6 +117,7 @@ impl ProtectionDomain for ModelPd {
             send_cq: Arc::clone(&model_cq(options.send_cq)?.queue),
             recv_cq: Arc::clone(&model_cq(options.recv_cq)?.queue),
             srq: srq.as_ref().map(|srq| Arc::clone(&srq.queue)),
+            domain: None,
             access,
             max_send_requests: options.send_requests,
             max_sges: options.send_sges,

@@ -139,6 +139,7 @@ impl Requester {
         context.request(Dma {
             direction: Direction::Scatter,
             need: Access::LOCAL_WRITE,
+            pd: shared.pd,
             payload: std::mem::take(&mut packet.payload),
             work: Work::Land { psn: packet.psn },
         })

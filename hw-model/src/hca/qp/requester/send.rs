@@ -47,7 +47,11 @@ impl Requester {
         }
         let mut own = None;
         let Some(route) = route_of(job, route, attributes, shared, &mut own) else { return Next::Nothing };
-        if job.is_fetch() { self.next_fetch(route, context) } else { self.next_data(route, shared, context) }
+        if job.is_fetch() {
+            self.next_fetch(route, shared, context)
+        } else {
+            self.next_data(route, shared, context)
+        }
     }
 
     /// Gives the oldest posted request its sequence numbers. False if there is none, or no numbers.
@@ -103,7 +107,7 @@ impl Requester {
     }
 
     /// A request whose answer is more than an acknowledgement.
-    fn next_fetch(&mut self, route: &Route, context: &mut Context<'_>) -> Next {
+    fn next_fetch(&mut self, route: &Route, shared: &Shared, context: &mut Context<'_>) -> Next {
         let job = &self.jobs[self.cursor_job];
         if self.fetches >= u32::from(self.pace.reads) {
             return Next::Nothing;
@@ -113,7 +117,7 @@ impl Requester {
         let header = job.header(Position::Only);
         if matches!(header, Header::AtomicWrite(_)) {
             let length = job.wqe.length;
-            return self.gather((psn, marks, header), (0, length), route, context);
+            return self.gather((psn, marks, header), (0, length), route, shared, context);
         }
         context.send(route, psn, marks, header, Payload::EMPTY);
         self.cursor_packet = job.packets - 1;
@@ -129,7 +133,7 @@ impl Requester {
         shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
-        let next = self.gather(packet, (offset, bytes), route, context);
+        let next = self.gather(packet, (offset, bytes), route, shared, context);
         if matches!(next, Next::Again) {
             self.end_unanswered(shared, context);
         }
@@ -142,6 +146,7 @@ impl Requester {
         (psn, marks, header): (Psn, Marks, Header),
         (offset, bytes): (u32, u32),
         route: &Route,
+        shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
         let payload = match &self.jobs[self.cursor_job].wqe.data {
@@ -154,6 +159,7 @@ impl Requester {
                 return context.request(Dma {
                     direction: Direction::Gather,
                     need: Access::empty(),
+                    pd: shared.pd,
                     payload,
                     work,
                 });

@@ -5,6 +5,7 @@ use super::{Reply, Responder};
 use crate::addr::RegionAddr;
 use crate::hca::events::AsyncEvent;
 use crate::hca::key::Access;
+use crate::hca::pd::Pd;
 use crate::hca::qp::queue::Shared;
 use crate::hca::qp::work::{Context, Dma, Marks, Next, Route, Work};
 use crate::hca::translate::{Direction, Piece};
@@ -30,6 +31,7 @@ pub(super) enum Done {
 #[derive(Clone, Copy)]
 pub(super) struct ReadJob {
     psn: Psn,
+    pd: Pd,
     key: Key,
     next: RegionAddr,
     left: u32,
@@ -37,8 +39,8 @@ pub(super) struct ReadJob {
 }
 
 impl ReadJob {
-    pub(super) fn new(psn: Psn, reth: &Reth) -> Self {
-        Self { psn, key: reth.key, next: reth.address, left: reth.length, begun: false }
+    pub(super) fn new(psn: Psn, reth: &Reth, pd: Pd) -> Self {
+        Self { psn, pd, key: reth.key, next: reth.address, left: reth.length, begun: false }
     }
 }
 
@@ -145,6 +147,7 @@ impl Responder {
         context.request(Dma {
             direction: Direction::Gather,
             need: Access::REMOTE_READ,
+            pd: job.pd,
             payload: context.payload(bytes),
             work: Work::Respond { header, psn: job.psn },
         })

@@ -190,7 +190,8 @@ impl Responder {
         let nobody = (Gid(0), shared.qpn);
         let packet = Packet::reliable(Gid(0), nobody, psn, header);
         let (ack_request, solicited) = (marks.ack_request, marks.solicited);
-        let mut packet = Packet { ack_request, solicited, payload: dma.payload, ..packet };
+        let service = self.service();
+        let mut packet = Packet { ack_request, solicited, service, payload: dma.payload, ..packet };
         if !shared.transport.is_reliable() {
             // It has been taken for expected before.
             self.expected = psn;

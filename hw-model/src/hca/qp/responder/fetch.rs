@@ -8,7 +8,8 @@ use super::Responder;
 use super::answers::{Answer, Done, ReadJob};
 use crate::addr::RegionAddr;
 use crate::bus::AtomicOp;
-use crate::hca::key::{Access, KeyViolation};
+use crate::hca::key::{Access, Caller, KeyViolation};
+use crate::hca::pd::Pd;
 use crate::hca::qp::queue::{Shared, WORD};
 use crate::hca::qp::work::{Context, Dma, Marks, Next, Route, Work};
 use crate::hca::translate::{Direction, Piece};
@@ -91,7 +92,7 @@ impl Responder {
         shared: &Shared,
         context: &mut Context<'_>,
     ) -> Next {
-        let psn = packet.psn;
+        let (psn, caller) = (packet.psn, self.caller(shared));
         let most = context.device.config.limits.message_bytes;
         let in_order = self.message.is_none() && self.answers.len() < usize::from(self.depth);
         let allowed = self.access.contains(fetch.right()) && fetch.is_sound(packet.payload.len(), most);
@@ -101,16 +102,16 @@ impl Responder {
         }
         match fetch {
             Fetch::Read(reth) => {
-                if !may_read(&reth, shared, context) {
+                if !may_read(&reth, caller, context) {
                     self.refuse(NakCode::RemoteAccess, psn);
                     return Next::Again;
                 }
-                self.answers.push_back(Answer::Read(ReadJob::new(psn, &reth)));
+                self.answers.push_back(Answer::Read(ReadJob::new(psn, &reth, caller.pd)));
                 self.executed(fetch.packets(route), true);
                 Next::Again
             }
             Fetch::Flush(feth, reth) => {
-                if !may_flush(feth, &reth, fetch.right(), shared, context) {
+                if !may_flush(feth, &reth, fetch.right(), caller, context) {
                     self.refuse(NakCode::RemoteAccess, psn);
                     return Next::Again;
                 }
@@ -125,14 +126,14 @@ impl Responder {
                     packet,
                     (key, address),
                     (Direction::Atomic(op), Access::REMOTE_ATOMIC),
-                    payload,
+                    (payload, caller.pd),
                     context,
                 )
             }
             Fetch::Write(reth) => {
                 let payload = std::mem::take(&mut packet.payload);
                 let way = (Direction::Scatter, Access::REMOTE_WRITE);
-                self.word(packet, (reth.key, reth.address), way, payload, context)
+                self.word(packet, (reth.key, reth.address), way, (payload, caller.pd), context)
             }
         }
     }
@@ -142,14 +143,14 @@ impl Responder {
         packet: &Packet,
         (key, address): (Key, RegionAddr),
         (direction, need): (Direction, Access),
-        payload: Payload,
+        (payload, pd): (Payload, Pd),
         context: &mut Context<'_>,
     ) -> Next {
         context.pieces.clear();
         context.pieces.push(Piece { key, address, now: WORD, rest: u64::from(WORD) });
         let marks = Marks { ack_request: packet.ack_request, solicited: false };
         let work = Work::Place { header: packet.header, psn: packet.psn, marks, from: None };
-        context.request(Dma { direction, need, payload, work })
+        context.request(Dma { direction, need, pd, payload, work })
     }
 
     /// A word was changed.
@@ -179,13 +180,13 @@ impl Responder {
         psn: Psn,
         fetch: Fetch,
         route: &Route,
-        shared: &Shared,
+        caller: Caller,
         context: &mut Context<'_>,
     ) -> Next {
         context.counters.duplicates.add(1);
         let end = psn.offset(fetch.packets(route));
         let answer = match fetch {
-            Fetch::Read(reth) => Some(Answer::Read(ReadJob::new(psn, &reth))),
+            Fetch::Read(reth) => Some(Answer::Read(ReadJob::new(psn, &reth, caller.pd))),
             _ => self
                 .done
                 .iter()
@@ -210,7 +211,7 @@ impl Responder {
                 self.refuse(NakCode::InvalidRequest, psn);
                 return Next::Again;
             }
-            if !may_read(&reth, shared, context) {
+            if !may_read(&reth, caller, context) {
                 self.refuse(NakCode::RemoteAccess, psn);
                 return Next::Again;
             }
@@ -221,12 +222,12 @@ impl Responder {
 }
 
 /// The whole range of a read before its first response; without data the key is not looked at (9.4.4).
-fn may_read(reth: &Reth, shared: &Shared, context: &Context<'_>) -> bool {
-    reth.length == 0 || authorize(reth, Access::REMOTE_READ, shared, context).is_ok()
+fn may_read(reth: &Reth, caller: Caller, context: &Context<'_>) -> bool {
+    reth.length == 0 || authorize(reth, Access::REMOTE_READ, caller, context).is_ok()
 }
 
-fn may_flush(feth: Feth, reth: &Reth, right: Access, shared: &Shared, context: &Context<'_>) -> bool {
-    match authorize(reth, right, shared, context) {
+fn may_flush(feth: Feth, reth: &Reth, right: Access, caller: Caller, context: &Context<'_>) -> bool {
+    match authorize(reth, right, caller, context) {
         Ok(()) => true,
         // Which bytes does not matter where the whole region is meant.
         Err(KeyViolation::OutOfBounds) => feth.selectivity == Selectivity::Region,
@@ -234,11 +235,9 @@ fn may_flush(feth: Feth, reth: &Reth, right: Access, shared: &Shared, context: &
     }
 }
 
-fn authorize(reth: &Reth, need: Access, shared: &Shared, context: &Context<'_>) -> Result<(), KeyViolation> {
+fn authorize(reth: &Reth, need: Access, caller: Caller, context: &Context<'_>) -> Result<(), KeyViolation> {
     let length = u64::from(reth.length);
-    let checked = context
-        .device
-        .keys
-        .with(reth.key, |target| target.authorize(shared.caller(), need, reth.address, length));
+    let checked =
+        context.device.keys.with(reth.key, |target| target.authorize(caller, need, reth.address, length));
     checked?.map(|_| ())
 }

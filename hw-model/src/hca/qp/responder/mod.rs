@@ -4,9 +4,10 @@
 //! leave in the order of the requests: acknowledgements wait for the reads before them, and are coalesced.
 //!
 //! `place` has sends and writes, `fetch` what is answered with more than an acknowledgement, `answers` what is sent,
-//! `fault` what happens when a page is missing, `unreliable` the services where nothing is answered.
+//! `fault` what happens when a page is missing, `extended` whose queue a request is for, `unreliable` the services where nothing is answered.
 
 mod answers;
+mod extended;
 mod fault;
 mod fetch;
 mod place;
@@ -15,14 +16,16 @@ mod unreliable;
 
 use super::Transport;
 use super::attributes::QpAttributes;
+use super::extended::ExtendedQueue;
 use super::queue::Shared;
 use super::receive::RecvWqe;
 use super::work::{Context, Next, Route, Work};
 use crate::addr::RegionAddr;
 use crate::hca::fault::FaultWait;
-use crate::hca::key::Access;
+use crate::hca::key::{Access, Caller};
 use crate::hca::request::Status;
 use crate::hca::translate::Obstacle;
+use crate::sync::Arc;
 use crate::wire::{Key, NakCode, Packet, Psn, RnrTimer};
 use answers::{Answer, Done};
 use fault::{Fault, Stall};
@@ -50,6 +53,8 @@ pub(super) struct Responder {
     message: Option<Message>,
     /// The receive that the message goes into, or completes.
     receive: Option<RecvWqe>,
+    /// Of an extended target: the queue that the message is for.
+    target: Option<Arc<ExtendedQueue>>,
     /// What is to be answered with more than an acknowledgement, oldest first.
     answers: VecDeque<Answer>,
     /// What atomics and flushes came to, for a peer that did not hear it (9.7.5.1.5: as many as it may have under way).
@@ -82,6 +87,7 @@ impl Responder {
             messages: 0,
             message: None,
             receive: None,
+            target: None,
             answers: VecDeque::new(),
             done: VecDeque::new(),
             reply: None,
@@ -167,6 +173,18 @@ impl Responder {
         if let Some(gate) = self.fault_gate(psn, packets, shared, context) {
             return gate;
         }
+        let pd = match self.aim(packet, ahead == 0, shared, context) {
+            Ok(pd) => pd,
+            Err(_) if ahead < 0 => {
+                // It was answered when the queue was there.
+                context.counters.packets_dropped.add(1);
+                return Next::Again;
+            }
+            Err(code) => {
+                self.refuse(code, psn);
+                return Next::Again;
+            }
+        };
         self.settle_owed(psn.offset(packets));
         match fetch {
             None if ahead < 0 => {
@@ -176,7 +194,9 @@ impl Responder {
                 Next::Again
             }
             None => self.place(packet, route, shared, context),
-            Some(fetch) if ahead < 0 => self.fetch_again(psn, fetch, route, shared, context),
+            Some(fetch) if ahead < 0 => {
+                self.fetch_again(psn, fetch, route, Caller { pd, qpn: shared.qpn }, context)
+            }
             Some(fetch) => self.fetch(packet, fetch, route, shared, context),
         }
     }

@@ -3,6 +3,7 @@
 
 use super::{Message, Responder};
 use crate::hca::key::Access;
+use crate::hca::pd::Pd;
 use crate::hca::qp::queue::Shared;
 use crate::hca::qp::work::{Context, Dma, Marks, Next, Route, Work};
 use crate::hca::request::Status;
@@ -52,7 +53,7 @@ impl Responder {
             self.placed(&packet.header, 0, marks, route, shared, context);
             return Next::Again;
         }
-        self.dma(packet, part.message, marks, context)
+        self.dma(packet, part.message, marks, self.pd(shared), context)
     }
 
     /// The DMA that brings the payload of a packet to its place.
@@ -61,6 +62,7 @@ impl Responder {
         packet: &mut Packet,
         message: Message,
         marks: Marks,
+        pd: Pd,
         context: &mut Context<'_>,
     ) -> Next {
         let Packet { psn, header, .. } = *packet;
@@ -79,7 +81,7 @@ impl Responder {
             }
         };
         let work = Work::Place { header, psn, marks, from: None };
-        context.request(Dma { direction: Direction::Scatter, need, payload, work })
+        context.request(Dma { direction: Direction::Scatter, need, pd, payload, work })
     }
 
     /// The message that a packet of `bytes` bytes belongs to, if its opcode and its length are in order.

@@ -14,11 +14,13 @@ impl Responder {
         if self.receive.is_some() {
             return true;
         }
-        self.receive = match shared.take_receive() {
+        let receiving = self.receiving(shared);
+        let shared_queue = receiving.shared;
+        self.receive = match receiving.take() {
             Taken::Nothing => None,
             Taken::Receive(wqe) => Some(wqe),
             Taken::Last(wqe) => {
-                if let Some(number) = shared.receives.shared {
+                if let Some(number) = shared_queue {
                     context.device.events.post(AsyncEvent::SrqLimitReached(number));
                 }
                 Some(wqe)
@@ -31,7 +33,8 @@ impl Responder {
     pub(super) fn end_receive(&mut self, status: Status, shared: &Shared, context: &Context<'_>) {
         if let Some(wqe) = self.receive.take() {
             let completion = Completion::new(wqe.id, status, OperationCode::Receive, shared.qpn, 0);
-            self.overran |= shared.complete_receive(&wqe, completion, context.counters).is_err();
+            let full = self.receiving(shared).complete(&wqe, completion, context.counters);
+            self.overran |= full.is_err();
         }
     }
 
@@ -50,8 +53,8 @@ impl Responder {
             Some(_) => OperationCode::ReceiveWrite,
             None => OperationCode::Receive,
         };
-        let keys = &context.device.keys;
-        let invalidated = header.invalidates().map_or(Ok(()), |key| keys.invalidate(shared.caller(), key));
+        let (keys, caller) = (&context.device.keys, self.caller(shared));
+        let invalidated = header.invalidates().map_or(Ok(()), |key| keys.invalidate(caller, key));
         if let Err(error) = invalidated {
             tracing::debug!(qpn = shared.qpn.0, %error, "send with invalidate refused");
             // The message was received, and its sender is told so; this end has failed (9.9.3, responder class J).
@@ -63,7 +66,8 @@ impl Responder {
         completion.attached = attached(header);
         completion.solicited = marks.solicited;
         completion.datagram = from.map(|qpn| DatagramSource { qpn, pkey_index: self.pkey_index });
-        self.overran |= shared.complete_receive(&wqe, completion, context.counters).is_err();
+        let full = self.receiving(shared).complete(&wqe, completion, context.counters);
+        self.overran |= full.is_err();
         true
     }
 
@@ -72,7 +76,7 @@ impl Responder {
         self.end_receive(Status::FlushError, shared, context);
         self.message = None::<Message>;
         if shared.receives.own().is_some() {
-            while let Taken::Receive(wqe) | Taken::Last(wqe) = shared.take_receive() {
+            while let Taken::Receive(wqe) | Taken::Last(wqe) = shared.receives.take() {
                 self.receive = Some(wqe);
                 self.end_receive(Status::FlushError, shared, context);
             }

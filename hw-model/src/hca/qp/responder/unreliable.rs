@@ -45,7 +45,7 @@ impl Responder {
         if bytes == 0 {
             return self.placed_unreliable(part, &packet.header, 0, marks, shared, context);
         }
-        self.dma(packet, part.message, marks, context)
+        self.dma(packet, part.message, marks, shared.pd, context)
     }
 
     /// A datagram: to the oldest receive, behind its global route header (9.8.3.2).
@@ -67,7 +67,8 @@ impl Responder {
         let marks = Marks { ack_request: false, solicited: packet.solicited };
         let from = Some(deth.source_qp);
         let work = Work::Place { header: packet.header, psn: packet.psn, marks, from };
-        context.request(Dma { direction: Direction::Scatter, need: Access::LOCAL_WRITE, payload, work })
+        let need = Access::LOCAL_WRITE;
+        context.request(Dma { direction: Direction::Scatter, need, pd: shared.pd, payload, work })
     }
 
     /// A message longer than its receive: dropped; the receive waits for the next one (9.9.3, responder class D). One of a
