@@ -29,7 +29,7 @@ const ISLANDS: &[&str] = &[
     "mr/tests/invalidation_allocations.rs",
     "mr/src/dma/vfio/sys.rs",
     "mr/src/region/publish/tests/huge.rs",
-    "mr/src/region/schedules.rs",
+    "mr/src/region/two_pages.rs",
     "hw-model/tests/rc/burst.rs",
     "odp/src/space/process/copy.rs",
     "odp/src/space/process/exact/sys.rs",

@@ -1,6 +1,7 @@
 //! What must hold after every step, and when everything is over.
 
 use super::Broken;
+use super::reregs::Changing;
 use super::world::{Place, Slot, World};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
 use hw_model::hca::{Entry, Path};
@@ -54,6 +55,7 @@ impl World {
     /// All regions, devices and processes.
     pub(super) fn check_everything(&mut self) -> Result<(), Broken> {
         self.regions.iter().try_for_each(|slot| self.check_region(slot))?;
+        self.wholes.iter().try_for_each(|whole| self.check_implicit(whole))?;
         (0..self.devices.len()).try_for_each(|device| self.check_device(device))?;
         (0..self.devices.len()).try_for_each(|device| self.check_counts(device))?;
         (0..self.processes.len()).try_for_each(|process| self.check_intervals(process))
@@ -85,12 +87,12 @@ impl World {
         Ok(())
     }
 
-    fn present(&self, place: &Place) -> BTreeMap<u64, (PhysAddr, bool)> {
+    pub(super) fn present(&self, place: &Place) -> BTreeMap<u64, (PhysAddr, bool)> {
         let space = self.address_space(place.process);
         space.map_or_else(BTreeMap::new, |space| present(space, place.range().page_aligned()))
     }
 
-    fn check_entry(
+    pub(super) fn check_entry(
         &self,
         place: &Place,
         entry: Entry,
@@ -166,24 +168,37 @@ impl World {
         let regions = self.regions.iter().filter(|slot| of(&slot.place)).count() as u64;
         let coming = self.registrations.iter().filter(|(place, _)| of(place)).count() as u64;
         let going = self.teardowns.iter().filter(|(place, _)| of(place)).count() as u64;
-        let live = dev.device.hca().live_objects();
-        if live.keys != regions {
-            return broken("keys", format!("device {device}: {live:?}, {regions} regions"));
+        let wholes = self.wholes.iter().filter(|whole| whole.device == device);
+        // A part that has been taken away has lost its key.
+        let keys = regions + wholes.map(|whole| 1 + whole.region.report().children).sum::<u64>();
+        let (live, aliases) = (dev.device.hca().live_objects(), self.aliases_of(device));
+        if live.keys != keys + aliases {
+            let detail =
+                format!("device {device}: {live:?}, {keys} of regions and their parts, {aliases} of windows");
+            return broken("keys", detail);
         }
         let Some(domain) = dev.device.dma().domain() else { return Ok(()) };
         let iova = dev.device.dma().iova_stats();
-        if iova.live_ranges != regions + coming + going {
-            let detail =
-                format!("device {device}: {iova:?}; regions: {regions}, {coming} coming, {going} going");
+        let beside = self.reregs.iter().filter_map(Changing::beside).filter(|place| of(place)).count() as u64;
+        let parts = self.parts_of(device);
+        if iova.live_ranges != regions + coming + going + beside + parts {
+            let detail = format!(
+                "device {device}: {iova:?}; regions: {regions}, {coming} coming, {going} going, {beside} beside, {parts} parts"
+            );
             return broken("IOVA", detail);
         }
-        if coming + going == 0 {
+        let leaving = self.leaving.iter().filter(|leaving| leaving.device == device).count() as u64;
+        let wholes = || self.wholes.iter().filter(|whole| whole.device == device);
+        let taken: u64 = wholes().map(|whole| whole.region.children_going()).sum();
+        if coming + going + beside + leaving + taken == 0 {
+            let of_parts: u64 = wholes().map(|whole| whole.region.report().linked).sum();
             let linked: u64 = self
                 .regions
                 .iter()
                 .filter(|slot| of(&slot.place))
                 .map(|slot| slot.region.report().linked)
-                .sum();
+                .sum::<u64>()
+                + of_parts;
             let mapped = domain.stats().mapped_bytes;
             if mapped != linked * PAGE_SIZE {
                 return broken(
@@ -200,9 +215,11 @@ impl World {
         let regions = self.regions.iter().filter(|slot| of(&slot.place)).count();
         let coming = self.registrations.iter().filter(|(place, _)| of(place)).count();
         let going = self.teardowns.iter().filter(|(place, _)| of(place)).count();
+        let beside = self.reregs.iter().filter_map(Changing::beside).filter(|place| of(place)).count();
+        let parts = self.parts_in(process);
         let Some(space) = self.address_space(process) else { return Ok(()) };
         let stats = space.notifiers().stats();
-        if stats.intervals != (regions + coming + going) as u64 {
+        if stats.intervals != (regions + coming + going + beside) as u64 + parts {
             let detail =
                 format!("process {process}: {stats:?}; regions: {regions}, {coming} coming, {going} going");
             return broken("notifiers", detail);

@@ -9,11 +9,13 @@
 //! ```text
 //! choices    every decision of a run           network   packets in virtual time
 //! memory     the oracle; with transfers, and bytes: those of one page
-//! setup      hosts, devices, processes         traffic, regions, changes, buffers, programs   what steps do
+//! setup      hosts, devices, processes         traffic, regions, changes, buffers, programs   what steps do;
+//!            reregs, implicit, aliases (windows, fast registration), unreliable: parts of those
 //! world      the state and the steps           checks, settle              what must hold, during and at the end
 //! runner     many seeds on several threads     shrink    shorter traces    command   the command line
 //! ```
 
+mod aliases;
 mod buffers;
 mod bytes;
 mod changes;
@@ -23,16 +25,19 @@ pub mod command;
 mod counts;
 mod faults;
 mod gpus;
+mod implicit;
 pub mod memory;
 mod network;
 mod programs;
 mod regions;
+mod reregs;
 pub mod runner;
 mod settle;
 mod setup;
 mod shrink;
 mod traffic;
 mod transfers;
+mod unreliable;
 mod verbs;
 mod world;
 

@@ -31,6 +31,10 @@ impl World {
     }
 
     pub(super) fn begin_registration(&mut self) -> Result<(), Broken> {
+        if self.choices.chance(60) {
+            self.begin_implicit();
+            return Ok(());
+        }
         let device = self.choices.below(self.devices.len() as u32) as usize;
         let host = self.devices[device].host;
         if self.regions_of(device) >= MOST_REGIONS {
@@ -68,12 +72,21 @@ impl World {
     }
 
     fn some_options(&mut self) -> RegisterOptions {
-        let all = Rights::LOCAL_WRITE | Rights::REMOTE_WRITE | Rights::REMOTE_READ | Rights::REMOTE_ATOMIC;
         let options =
             if self.choices.chance(250) { RegisterOptions::pinned() } else { RegisterOptions::on_demand() };
-        let access = self.choices.of(&[all, all, all, Rights::REMOTE_READ, Rights::LOCAL_WRITE]);
+        let access = self.some_rights();
         let address = self.choices.chance(200).then_some(RegionAddr(0));
         RegisterOptions { access, address, ..options }
+    }
+
+    pub(super) fn some_rights(&mut self) -> Rights {
+        let all = Rights::LOCAL_WRITE
+            | Rights::REMOTE_WRITE
+            | Rights::REMOTE_READ
+            | Rights::REMOTE_ATOMIC
+            | Rights::WINDOW_BIND
+            | Rights::FLUSH_GLOBAL;
+        self.choices.of(&[all, all, all, Rights::REMOTE_READ, Rights::LOCAL_WRITE])
     }
 
     fn refused_registration(&mut self, place: &Place, error: &RegisterError) -> Result<(), Broken> {
@@ -118,6 +131,9 @@ impl World {
     }
 
     pub(super) fn begin_deregistration(&mut self) {
+        if self.choices.chance(250) {
+            return self.deregister_some_implicit();
+        }
         if let Some(index) = self.choices.index(self.regions.len()) {
             self.deregister(index);
         }
@@ -130,13 +146,8 @@ impl World {
         self.counts.one("regions deregistered");
         self.disturbances += 1;
         // Requests that name it may find it gone.
-        let named: Vec<u64> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| request.keys.contains(&key))
-            .map(|(id, _)| *id)
-            .collect();
-        named.into_iter().for_each(|id| self.memory.excuse(id));
+        self.excuse_key(key);
+        self.lose_aliases_of(key);
         let Some(teardown) = region.begin_deregister() else { return };
         let counters = region.counters();
         self.counts.add("invalidations of regions", counters.page_invalidations);
@@ -150,6 +161,11 @@ impl World {
     }
 
     pub(super) fn step_some_teardown(&mut self) -> Result<(), Broken> {
+        if self.teardowns.is_empty() || self.choices.chance(200) {
+            self.step_some_leaving();
+            self.reclaim_some();
+            return Ok(());
+        }
         if let Some(index) = self.choices.index(self.teardowns.len()) {
             self.step_teardown(index);
         }
@@ -170,6 +186,9 @@ impl World {
     }
 
     pub(super) fn begin_advice(&mut self) {
+        if self.choices.chance(200) {
+            return self.advise_some_implicit();
+        }
         let Some(index) = self.choices.index(self.regions.len()) else { return };
         let Slot { place, .. } = self.regions[index];
         let offset = self.choices.between(0, place.len - 1);

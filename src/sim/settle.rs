@@ -35,6 +35,9 @@ impl World {
         while !self.regions.is_empty() {
             self.deregister(0);
         }
+        while !self.wholes.is_empty() {
+            self.deregister_implicit(0);
+        }
         self.rest()?;
         self.read_everything()?;
         self.give_back()
@@ -79,10 +82,15 @@ impl World {
             && self.changes.is_empty()
             && self.buffer_changes.is_empty()
             && self.registrations.is_empty()
+            && self.reregs.is_empty()
+            && self.leaving.is_empty()
             && self.advices.is_empty()
             && self.teardowns.is_empty()
             && self.retired.is_empty()
-            && self.devices.iter().all(|dev| !dev.has_faults() && dev.prefetches.is_empty())
+            && self
+                .devices
+                .iter()
+                .all(|dev| !dev.has_faults() && dev.prefetches.is_empty() && !dev.device.reclaim())
     }
 
     /// A step of everything; whether anything moved.
@@ -121,6 +129,12 @@ impl World {
         for index in (0..self.registrations.len()).rev() {
             moved |= self.step_registration(index)?;
         }
+        for index in (0..self.reregs.len()).rev() {
+            moved |= self.step_rereg(index)?;
+        }
+        for index in (0..self.leaving.len()).rev() {
+            moved |= self.step_leaving(index);
+        }
         for index in (0..self.advices.len()).rev() {
             moved |= self.step_advice(index);
         }
@@ -148,6 +162,7 @@ impl World {
         self.count_devices();
         self.pins.clear();
         self.connections.clear();
+        self.aliases.clear();
         let mut hcas = Vec::new();
         for (index, dev) in std::mem::take(&mut self.devices).into_iter().enumerate() {
             let Dev { device, pd, cq, .. } = dev;

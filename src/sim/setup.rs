@@ -5,6 +5,7 @@ use super::choices::Choices;
 use super::gpus::GPU;
 use super::memory::Memory;
 use super::network::{Network, Weather};
+use super::unreliable::QKEY;
 use super::world::{Connection, Dev, Host, Options, Process, Swarm, World};
 use super::{Broken, Counts};
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
@@ -15,11 +16,12 @@ use hw_model::bus::{
 use hw_model::fault_plan::{Action as FaultAction, FaultPlan, Points, Rule};
 use hw_model::hca::{
     AckTimeout, CacheShape, FaultScheme, HcaConfig, PathMtu, Replacement, Time, TranslationCacheConfig,
+    Transport,
 };
 use hw_model::iommu::{Domain, DomainConfig, IotlbConfig};
 use hw_model::sync::Arc;
-use mr::device::Device;
 use mr::device::model::{FaultPolicy, ModelConfig, ModelDevice};
+use mr::device::{Device, QpOptions};
 use mr::dma::DmaConfig;
 use odp::prefetch::PrefetchPolicy;
 use odp::space::dmabuf::BarPart;
@@ -91,6 +93,10 @@ impl World {
             processes: Vec::new(),
             regions: Vec::new(),
             registrations: Vec::new(),
+            reregs: Vec::new(),
+            wholes: Vec::new(),
+            leaving: Vec::new(),
+            aliases: Vec::new(),
             advices: Vec::new(),
             teardowns: Vec::new(),
             connections: Vec::new(),
@@ -125,7 +131,15 @@ impl World {
             let count = world.devices.len() as u32;
             let first = world.choices.below(count) as usize;
             let second = (first + 1 + world.choices.below(count - 1) as usize) % count as usize;
-            let connection = world.connect(first, second)?;
+            let services = [
+                Transport::ReliableConnection,
+                Transport::ReliableConnection,
+                Transport::ReliableConnection,
+                Transport::UnreliableConnection,
+                Transport::UnreliableDatagram,
+            ];
+            let service = world.choices.of(&services);
+            let connection = world.connect(first, second, service)?;
             world.connections.push(connection);
         }
         Ok(world)
@@ -343,20 +357,27 @@ impl World {
     ///
     /// # Errors
     /// If they have no queue pairs left.
-    pub fn connect(&mut self, first: usize, second: usize) -> Result<Connection, Broken> {
+    pub fn connect(&mut self, first: usize, second: usize, service: Transport) -> Result<Connection, Broken> {
         let qp = |device: usize| {
             let Dev { pd, cq, .. } = &self.devices[device];
             let pd: Arc<dyn mr::ProtectionDomain> = Arc::clone(pd) as _;
-            setup(pd.create_qp(Arc::clone(cq), 16))
+            let options = QpOptions { send_requests: 16, ..QpOptions::new(service, cq) };
+            setup(pd.create_qp_with(options))
         };
         let qps = [qp(first)?, qp(second)?];
-        setup(qps[0].connect(qps[1].endpoint()))?;
-        setup(qps[1].connect(qps[0].endpoint()))?;
+        if service == Transport::UnreliableDatagram {
+            qps.iter().try_for_each(|qp| setup(qp.open(QKEY)))?;
+        } else {
+            setup(qps[0].connect(qps[1].endpoint()))?;
+            setup(qps[1].connect(qps[0].endpoint()))?;
+        }
         let devices = [first, second];
         devices.iter().for_each(|device| self.devices[*device].asleep = None);
         Ok(Connection {
             devices,
+            service,
             qps,
+            received: [false; 2],
             broken: false,
             closing: false,
             haunted_from: None,

@@ -2,10 +2,11 @@
 
 use super::Broken;
 use super::memory::Piece;
+use super::unreliable::MOST_FOLLOWED;
 use super::verbs::Verb;
 use super::world::{Connection, Request, Retired, Slot, World};
 use hw_model::addr::RegionAddr;
-use hw_model::hca::{Access as Rights, Completion, Key, Remote, SendRequest, Sge, Status};
+use hw_model::hca::{Access as Rights, Completion, Key, Remote, SendRequest, Sge, Status, Transport};
 use hw_model::sync::Arc;
 use mr::Region;
 use odp::space::Access;
@@ -19,6 +20,21 @@ pub(super) struct Chosen {
     pub(super) key: Key,
     pub(super) address: RegionAddr,
     pub(super) piece: Piece,
+    /// What the key allows.
+    pub(super) access: Rights,
+    /// The key of the region that the key leads to, if it is not that itself.
+    pub(super) through: Option<Key>,
+}
+
+impl Chosen {
+    /// Every key that it needs.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> + use<> {
+        [self.key].into_iter().chain(self.through)
+    }
+
+    pub(super) fn sge(&self) -> Sge {
+        Sge { key: self.key, address: self.address, length: self.piece.len as u32 }
+    }
 }
 
 /// Which way the bytes of a request go.
@@ -52,14 +68,14 @@ impl World {
         Some((working[index], self.choices.below(2) as usize))
     }
 
-    fn some_region(&mut self, device: usize, needs: Rights) -> Option<usize> {
+    pub(super) fn some_region(&mut self, device: usize, needs: Rights) -> Option<usize> {
         let fit = |slot: &Slot| slot.place.device == device && slot.region.access().contains(needs);
         let all: Vec<usize> = (0..self.regions.len()).filter(|index| fit(&self.regions[*index])).collect();
         self.choices.index(all.len()).map(|index| all[index])
     }
 
     /// `len` bytes of a region, or fewer if it is shorter.
-    fn some_part(&mut self, region: usize, len: u64) -> Chosen {
+    pub(super) fn some_part(&mut self, region: usize, len: u64) -> Chosen {
         let place = self.regions[region].place;
         let len = len.min(place.len);
         let offset = self.choices.between(0, place.len - len);
@@ -68,10 +84,12 @@ impl World {
             key: slot.region.key(),
             address: slot.region.address().offset(offset),
             piece: Piece { process: place.process, at: place.at.offset(offset), len: len as usize },
+            access: slot.region.access(),
+            through: None,
         }
     }
 
-    fn some_length(&mut self) -> u64 {
+    pub(super) fn some_length(&mut self) -> u64 {
         match self.choices.below(4) {
             0 => self.choices.between(1, 64),
             1 => self.choices.between(1, 5000),
@@ -83,15 +101,26 @@ impl World {
     /// Posts a write or read between two regions.
     pub(super) fn post(&mut self) -> Result<(), Broken> {
         let Some((connection, end)) = self.some_end() else { return Ok(()) };
+        if !self.is_reliable(connection) {
+            return self.post_unreliable(connection, end);
+        }
+        if self.choices.chance(170) {
+            return self.post_management(connection, end);
+        }
         let way = if self.choices.chance(500) { Way::Write } else { Way::Read };
         let [near, far] = self.ends(connection, end);
         let (local_needs, remote_needs) = needs(way);
-        let Some(remote) = self.some_region(far, remote_needs) else { return Ok(()) };
-        let Some(first) = self.some_region(near, local_needs) else { return Ok(()) };
         let wanted = self.some_length();
-        let remote = self.some_part(remote, wanted);
+        let alias = match self.choices.chance(300) {
+            true => self.some_alias_part(connection, 1 - end, remote_needs, wanted),
+            false => None,
+        };
+        let Some(remote) = alias.or_else(|| self.some_chosen(far, remote_needs, wanted)) else {
+            return Ok(());
+        };
         let mut left = remote.piece.len as u64;
-        let mut local = vec![self.some_part(first, left)];
+        let Some(first) = self.some_chosen(near, local_needs, left) else { return Ok(()) };
+        let mut local = vec![first];
         left -= local[0].piece.len as u64;
         // Where one region is too short, a second entry; what is still missing is not asked for.
         if left > 0
@@ -101,7 +130,11 @@ impl World {
         }
         let len: usize = local.iter().map(|chosen| chosen.piece.len).sum();
         let mut remote = Chosen { piece: Piece { len, ..remote.piece }, ..remote };
-        let verb = self.some_verb(way, &mut local, &mut remote);
+        let mut verb = self.some_verb(way, &mut local, &mut remote);
+        if verb.receive() == Some(true) && remote.through.is_some() {
+            // A receive needs a local key, which a window is not.
+            verb = Verb::Write;
+        }
         let locals: Vec<Piece> = local.iter().map(|chosen| chosen.piece).collect();
         let (source, target) = match way {
             Way::Write => (locals, vec![remote.piece]),
@@ -112,7 +145,8 @@ impl World {
             return Ok(());
         }
         let id = self.next_id;
-        let source_needs = if verb == Verb::FetchAdd { Access::Write } else { Access::Read };
+        let changes = matches!(verb, Verb::FetchAdd | Verb::CompareSwap(_));
+        let source_needs = if changes { Access::Write } else { Access::Read };
         let allowed = source.iter().all(|piece| self.memory.allows_device(*piece, source_needs))
             && target.iter().all(|piece| self.memory.allows_device(*piece, Access::Write));
         if !allowed && !self.choices.chance(100) {
@@ -121,26 +155,51 @@ impl World {
         }
         let reach = [near, far].iter().all(|device| self.devices[*device].reaches_peers);
         self.memory.begin_transfer(id, &source, &target, !(allowed && reach));
-        let request = Request {
+        let mut keys: Vec<Key> = local.iter().chain([&remote]).flat_map(Chosen::keys).collect();
+        if verb == Verb::Send
+            && self.choices.chance(900)
+            && let Some((key, region)) = self.some_key_to_invalidate(connection, 1 - end, id)
+        {
+            verb = Verb::SendInvalidate(key);
+            keys.push(region);
+        }
+        self.counts.one(verb.name());
+        let manages = matches!(verb, Verb::SendInvalidate(_));
+        let is_read = way == Way::Read;
+        let request = Request { keys, target, manages, is_read, ..self.request(connection, end) };
+        let remote = Remote { key: remote.key, address: remote.address };
+        self.send(end, verb, &local, remote, request)
+    }
+
+    /// What there is to say of every request.
+    pub(super) fn request(&self, connection: usize, end: usize) -> Request {
+        let devices = self.ends(connection, end);
+        Request {
             connection,
-            is_read: way == Way::Read,
+            is_read: false,
             followed: true,
-            keys: local.iter().map(|chosen| chosen.key).chain([remote.key]).collect(),
-            devices: [near, far],
-            target,
-            injected: self.devices[near].injected() + self.devices[far].injected(),
+            keys: Vec::new(),
+            devices,
+            target: Vec::new(),
+            injected: devices.iter().map(|device| self.devices[*device].injected()).sum(),
             overtaken: self.network.counts.overtaken,
             hastened: self.hastened,
             disturbances: self.disturbances(),
-        };
-        let remote = Remote { key: remote.key, address: remote.address };
-        self.send(end, verb, &local, remote, request)
+            manages: false,
+            header: None,
+            landed: false,
+        }
     }
 
     /// Posts a request that must fail and may not change a byte.
     pub(super) fn post_badly(&mut self) -> Result<(), Broken> {
         let Some((connection, end)) = self.some_end() else { return Ok(()) };
-        let way = if self.choices.chance(500) { Way::Write } else { Way::Read };
+        let mut way = if self.choices.chance(500) { Way::Write } else { Way::Read };
+        match self.connections[connection].service {
+            Transport::UnreliableDatagram => return Ok(()),
+            Transport::UnreliableConnection => way = Way::Write,
+            _ => {}
+        }
         let fault = self.choices.of(&[Fault::RandomKey, Fault::DeadKey, Fault::OneTooMany]);
         let [near, far] = self.ends(connection, end);
         let (local_needs, remote_needs) = needs(way);
@@ -154,7 +213,7 @@ impl World {
         let remote = match fault {
             Fault::RandomKey => {
                 let key = Key(self.choices.below(u32::MAX));
-                if self.regions.iter().any(|slot| slot.region.key() == key) {
+                if self.is_live_key(key) {
                     return Ok(());
                 }
                 Remote { key, address: start }
@@ -163,9 +222,7 @@ impl World {
                 let dead: Vec<(Key, u64)> = self
                     .dead_keys
                     .iter()
-                    .filter(|(device, key, _)| {
-                        *device == far && !self.regions.iter().any(|slot| slot.region.key() == *key)
-                    })
+                    .filter(|(device, key, _)| *device == far && !self.is_live_key(*key))
                     .map(|(_, key, address)| (*key, *address))
                     .collect();
                 let Some(nth) = self.choices.index(dead.len()) else { return Ok(()) };
@@ -178,28 +235,19 @@ impl World {
             Fault::OneTooMany => return Ok(()),
         };
         self.counts.one("requests posted that must fail");
-        let request = Request {
-            connection,
-            is_read: way == Way::Read,
-            followed: false,
-            keys: vec![local.key, remote.key],
-            devices: [near, far],
-            target: Vec::new(),
-            injected: 0,
-            overtaken: self.network.counts.overtaken,
-            hastened: self.hastened,
-            disturbances: self.disturbances(),
-        };
+        let is_read = way == Way::Read;
+        let keys = vec![local.key, remote.key];
+        let request = Request { is_read, followed: false, keys, ..self.request(connection, end) };
         let verb = if way == Way::Write { Verb::Write } else { Verb::Read };
         self.send(end, verb, &[local], remote, request)
     }
 
-    fn ends(&self, connection: usize, end: usize) -> [usize; 2] {
+    pub(super) fn ends(&self, connection: usize, end: usize) -> [usize; 2] {
         let devices = self.connections[connection].devices;
         [devices[end], devices[1 - end]]
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         end: usize,
         verb: Verb,
@@ -209,17 +257,14 @@ impl World {
     ) -> Result<(), Broken> {
         let id = self.next_id;
         self.next_id += 1;
-        let entry = |chosen: &Chosen| Sge {
-            key: chosen.key,
-            address: chosen.address,
-            length: chosen.piece.len as u32,
-        };
-        let sges: Vec<Sge> = local.iter().map(entry).collect();
+        let sges: Vec<Sge> = local.iter().map(Chosen::sge).collect();
         let length = sges.iter().map(|sge| sge.length).sum();
-        self.post_receive((request.connection, end), (verb, id), (remote.key, remote.address, length))?;
+        let list = Self::receive_list(&request, remote, length);
+        self.post_receive((request.connection, end), (verb, id), &list)?;
         let operation = verb.operation(remote, id);
-        let fence = self.choices.chance(100);
-        let send = SendRequest { fence, ..SendRequest::new(id, operation, &sges) };
+        let fence = self.choices.chance(100) && self.is_reliable(request.connection);
+        let destination = self.destination(request.connection, end);
+        let send = SendRequest { fence, destination, ..SendRequest::new(id, operation, &sges) };
         self.note(|| {
             let pieces: Vec<Piece> = local.iter().map(|chosen| chosen.piece).collect();
             format!("post {id}: {verb:?} {pieces:?} {remote:?}, target {:?}", request.target)
@@ -228,6 +273,7 @@ impl World {
         if let Err(error) = connection.qps[end].post_send(&send) {
             // The peer has refused an earlier request, and its queue pair is gone: nothing was posted.
             self.memory.end_transfer(id, false);
+            self.not_managed(id);
             self.counts.one("posts that were refused");
             self.note(|| format!("refused: {error}"));
             return Ok(());
@@ -267,7 +313,14 @@ impl World {
             return Err(Broken { rule: "status", detail });
         }
         if status == Status::Success {
-            self.memory.end_transfer(id, true);
+            if self.is_reliable(request.connection) {
+                self.memory.end_transfer(id, true);
+            } else {
+                self.sent(id, &request);
+            }
+            if request.manages {
+                self.managed(id);
+            }
             if request.is_read {
                 self.connections[request.connection].haunted_from.get_or_insert(request.disturbances);
             }
@@ -330,7 +383,9 @@ impl World {
 
     fn may_end_so(&self, id: u64, request: &Request, status: Status) -> bool {
         match status {
-            Status::Success => request.followed,
+            // Nobody tells an unreliable service that a request was refused.
+            Status::Success => request.followed || !self.is_reliable(request.connection),
+            Status::MemoryManagementError => request.manages && self.may_fail(id, request),
             Status::LocalProtectionError | Status::RemoteAccessError | Status::RemoteOperationError => {
                 self.may_fail(id, request) || self.connections[request.connection].closing
             }
@@ -348,15 +403,19 @@ impl World {
             | Status::RnrRetryExceeded
             | Status::LocalLengthError
             | Status::LocalAccessError
-            | Status::RemoteAbortedError
-            | Status::MemoryManagementError => false,
+            | Status::RemoteAbortedError => false,
         }
     }
 
     /// Takes a connection down that has failed, or now and then one that has not, and makes a new one.
     pub(super) fn reconnect_some(&mut self) -> Result<(), Broken> {
+        let used_up = |connection: &Connection| {
+            connection.broken
+                || connection.ended_badly.len() >= MOST_FOLLOWED
+                || connection.received == [true; 2]
+        };
         let broken: Vec<usize> =
-            (0..self.connections.len()).filter(|index| self.connections[*index].broken).collect();
+            (0..self.connections.len()).filter(|index| used_up(&self.connections[*index])).collect();
         let index = match self.choices.index(broken.len()) {
             Some(nth) => broken[nth],
             None if self.choices.chance(8) => self.choices.below(self.connections.len() as u32) as usize,
@@ -370,10 +429,11 @@ impl World {
         self.counts.one("connections made anew");
         self.connections[index].closing = true;
         let [first, second] = self.connections[index].devices;
-        let fresh = self.connect(first, second)?;
+        let fresh = self.connect(first, second, self.connections[index].service)?;
         // Dropped with all they had: it ends with a flush error now.
         let Connection { qps, ended_badly, .. } = std::mem::replace(&mut self.connections[index], fresh);
         drop(qps);
+        self.drop_aliases(index);
         self.connections[index].closing = true;
         self.connections[index].ended_badly = ended_badly;
         for device in [first, second] {
@@ -422,7 +482,7 @@ impl World {
     }
 }
 
-fn needs(way: Way) -> (Rights, Rights) {
+pub(super) fn needs(way: Way) -> (Rights, Rights) {
     match way {
         Way::Write => (Rights::empty(), Rights::REMOTE_WRITE),
         Way::Read => (Rights::LOCAL_WRITE, Rights::REMOTE_READ),

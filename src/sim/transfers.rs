@@ -46,6 +46,21 @@ impl Memory {
         }
     }
 
+    /// Something will be written at `target`, or not, and nobody knows what.
+    pub fn begin_anything(&mut self, id: u64, target: &[Piece]) {
+        let target = parts(target);
+        let transfer = Transfer {
+            source: Vec::new(),
+            target: target.clone(),
+            variants: Vec::new(),
+            unknown: true,
+            contended: false,
+            excused: true,
+        };
+        self.transfers.insert(id, transfer);
+        target.into_iter().for_each(|part| self.attach(id, part));
+    }
+
     /// The transfer may land in what is at `part` now.
     fn attach(&mut self, id: u64, part: Part) {
         let Some(place) = self.resolve(part.process, part.page) else { return };

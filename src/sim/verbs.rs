@@ -1,14 +1,15 @@
 //! Which operation carries a transfer, and the receives that some of them need.
 //!
 //! The oracle follows bytes from a source to a target. A write, a send into a receive that names the target and an atomic
-//! write move them one way; a read, and a fetch-and-add of nothing, the other.
+//! write move them one way; a read, and an atomic that changes nothing, the other. A flush moves none.
 
 use super::Broken;
 use super::traffic::{Chosen, Way};
-use super::world::{Slot, World};
-use hw_model::addr::RegionAddr;
-use hw_model::hca::{Access, Completion, Immediate, Key, Operation, RecvRequest, Remote, Sge, Status};
-use mr::Region;
+use super::world::{Request, World};
+use hw_model::hca::{
+    Access, Completion, Immediate, Key, Operation, RecvRequest, Remote, Sge, Status, WindowBind,
+};
+use hw_model::wire::{Feth, Placement, Selectivity};
 
 /// Bytes that an atomic moves.
 const WORD: u64 = 8;
@@ -24,8 +25,16 @@ pub(super) enum Verb {
     SendImmediate,
     AtomicWrite,
     Read,
+    SendInvalidate(Key),
     /// Of nothing: it changes no byte.
     FetchAdd,
+    /// For what it is compared with: it changes no byte.
+    CompareSwap(u64),
+    /// Of so many bytes.
+    Flush(u32),
+    Bind(WindowBind),
+    Register(Key, Access),
+    Invalidate(Key),
 }
 
 impl Verb {
@@ -39,19 +48,28 @@ impl Verb {
             Self::AtomicWrite => Operation::AtomicWrite(remote),
             Self::Read => Operation::Read(remote),
             Self::FetchAdd => Operation::FetchAdd { remote, add: 0 },
+            Self::CompareSwap(word) => Operation::CompareSwap { remote, compare: word, swap: word },
+            Self::Flush(length) => {
+                let how = Feth { placement: Placement::GLOBAL, selectivity: Selectivity::Range };
+                Operation::Flush { remote, length, how }
+            }
+            Self::SendInvalidate(key) => Operation::SendInvalidate(key),
+            Self::Bind(bind) => Operation::Bind(bind),
+            Self::Register(key, access) => Operation::Register { key, access },
+            Self::Invalidate(key) => Operation::Invalidate { key },
         }
     }
 
     /// Whether the peer must have a receive for it, and whether its bytes go there.
-    fn receive(self) -> Option<bool> {
+    pub(super) fn receive(self) -> Option<bool> {
         match self {
-            Self::Send | Self::SendImmediate => Some(true),
+            Self::Send | Self::SendImmediate | Self::SendInvalidate(_) => Some(true),
             Self::WriteImmediate => Some(false),
             _ => None,
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Write => "verbs: write",
             Self::WriteImmediate => "verbs: write with immediate data",
@@ -60,6 +78,12 @@ impl Verb {
             Self::AtomicWrite => "verbs: atomic write",
             Self::Read => "verbs: read",
             Self::FetchAdd => "verbs: fetch and add",
+            Self::CompareSwap(_) => "verbs: compare and swap",
+            Self::Flush(_) => "verbs: flush",
+            Self::SendInvalidate(_) => "verbs: send with invalidate",
+            Self::Bind(_) => "verbs: bind",
+            Self::Register(..) => "verbs: fast registration",
+            Self::Invalidate(_) => "verbs: local invalidate",
         }
     }
 }
@@ -81,26 +105,35 @@ fn narrow(local: &mut [Chosen], remote: &mut Chosen) -> bool {
 
 impl World {
     /// How bytes go between `local` and `remote`; atomics make them a word.
-    pub(super) fn some_verb(&mut self, way: Way, local: &mut [Chosen], remote: &mut Chosen) -> Verb {
+    pub(super) fn some_verb(&mut self, way: Way, local: &mut Vec<Chosen>, remote: &mut Chosen) -> Verb {
         let verb = match way {
             Way::Write => {
                 let some =
                     [Verb::Write, Verb::WriteImmediate, Verb::Send, Verb::SendImmediate, Verb::AtomicWrite];
                 self.choices.of(&some)
             }
-            Way::Read => self.choices.of(&[Verb::Read, Verb::Read, Verb::FetchAdd]),
+            Way::Read => {
+                // Nothing, of which there is much, or what nobody has written.
+                let word = self.choices.of(&[0, self.stamp]);
+                let flush = Verb::Flush(remote.piece.len as u32);
+                let some =
+                    [Verb::Read, Verb::Read, Verb::Read, Verb::FetchAdd, Verb::CompareSwap(word), flush];
+                self.choices.of(&some)
+            }
         };
-        let atomic = |slot: &Slot| {
-            slot.region.key() == remote.key && slot.region.access().contains(Access::REMOTE_ATOMIC)
-        };
-        let verb = match verb {
-            Verb::FetchAdd if !self.regions.iter().any(atomic) => Verb::Read,
+        match verb {
+            Verb::FetchAdd | Verb::CompareSwap(_) if !remote.access.contains(Access::REMOTE_ATOMIC) => {
+                Verb::Read
+            }
+            Verb::Flush(_) if !remote.access.contains(Access::FLUSH_GLOBAL) => Verb::Read,
+            Verb::Flush(_) => {
+                local.clear();
+                verb
+            }
             Verb::AtomicWrite if !narrow(local, remote) => Verb::Write,
-            Verb::FetchAdd if !narrow(local, remote) => Verb::Read,
+            Verb::FetchAdd | Verb::CompareSwap(_) if !narrow(local, remote) => Verb::Read,
             verb => verb,
-        };
-        self.counts.one(verb.name());
-        verb
+        }
     }
 
     /// Posts the receive that request `id` of an end of a connection needs, if it needs one.
@@ -108,11 +141,10 @@ impl World {
         &mut self,
         (connection, end): (usize, usize),
         (verb, id): (Verb, u64),
-        (key, address, length): (Key, RegionAddr, u32),
+        list: &[Sge],
     ) -> Result<(), Broken> {
         let Some(takes_bytes) = verb.receive() else { return Ok(()) };
-        let list = [Sge { key, address, length }];
-        let request = RecvRequest::new(id | RECEIVE, if takes_bytes { &list } else { &[] });
+        let request = RecvRequest::new(id | RECEIVE, if takes_bytes { list } else { &[] });
         match self.connections[connection].qps[1 - end].post_recv(&request) {
             Ok(()) => {
                 self.receives.insert(id, connection);
@@ -142,7 +174,10 @@ impl World {
             }
             Status::FlushError => self.is_doomed(connection),
             Status::LocalProtectionError | Status::LocalAccessError => {
-                self.requests.get(&id).is_none_or(|request| self.may_fail(id, request))
+                // The route header of a datagram goes to memory of its own.
+                let may = |request: &Request| request.header.is_some() || self.may_fail(id, request);
+                // Or a read that came late was done again, and what it read was gone: its peer's receive ends with it.
+                self.is_doomed(connection) || self.requests.get(&id).is_none_or(may)
             }
             _ => false,
         };
@@ -152,6 +187,7 @@ impl World {
             return Err(Broken { rule: "status", detail });
         }
         self.connections[connection].broken |= status != Status::Success;
+        self.landed(id, connection, completion);
         Ok(true)
     }
 

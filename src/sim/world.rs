@@ -1,14 +1,17 @@
 //! The world and what happens in it next.
 
+use super::aliases::Alias;
 use super::buffers::{Buffer, BufferChange, Exportable};
 use super::choices::{Choices, Trace};
+use super::implicit::{Leaving, Whole};
 use super::memory::{Memory, Piece};
 use super::network::Network;
+use super::reregs::Changing;
 use super::{Broken, Counts};
 use hw_model::addr::VirtAddr;
 use hw_model::bus::Drain;
 use hw_model::fault_plan::FaultPlan;
-use hw_model::hca::{Key, Step, Time};
+use hw_model::hca::{Key, Sge, Step, Time, Transport};
 use hw_model::sync::Arc;
 use mr::device::model::{Advice, FaultJob, ModelDevice, ModelPd, ModelRegion, PrefetchJob, Registration};
 use mr::{CompletionQueue, QueuePair, Teardown};
@@ -107,6 +110,7 @@ pub struct Slot {
 /// Two connected queue pairs.
 pub struct Connection {
     pub(super) devices: [usize; 2],
+    pub(super) service: Transport,
     pub(super) qps: [Arc<dyn QueuePair>; 2],
     /// A request of it has failed.
     pub(super) broken: bool,
@@ -116,8 +120,10 @@ pub struct Connection {
     /// responder do it again (IBTA volume 1, 9.7.5), and what it reads may be gone by then: that ends the connection from
     /// the other side.
     pub(super) haunted_from: Option<u64>,
-    /// Transfers that failed: what they had sent may still land.
+    /// Transfers that failed, and those of unreliable services that were sent: they may still land.
     pub(super) ended_badly: Vec<u64>,
+    /// Whether a receive was posted at an end: an unreliable service has one.
+    pub(super) received: [bool; 2],
 }
 
 /// A posted request that has not ended.
@@ -136,6 +142,12 @@ pub struct Request {
     pub(super) hastened: u64,
     /// [`World::disturbances`] when it was posted.
     pub(super) disturbances: u64,
+    /// It makes a key, or ends one.
+    pub(super) manages: bool,
+    /// Where the route header of a datagram goes.
+    pub(super) header: Option<Sge>,
+    /// Its receive has ended, before it did.
+    pub(super) landed: bool,
 }
 
 /// Transfers of queue pairs that are gone, until the bursts of then are over.
@@ -168,6 +180,8 @@ pub enum Action {
     Register,
     RegisterOn,
     Deregister,
+    Rereg,
+    ReregOn,
     TeardownOn,
     Advise,
     AdviseOn,
@@ -199,6 +213,7 @@ impl Swarm {
             (Action::Parked, 25),
             (Action::RegisterOn, 110),
             (Action::TeardownOn, 30),
+            (Action::ReregOn, 40),
             (Action::AdviseOn, 35),
             (Action::Post, 70),
             (Action::Register, 30),
@@ -210,6 +225,7 @@ impl Swarm {
             (Action::Read, 20),
             (Action::Write, 20),
             (Action::Deregister, 3),
+            (Action::Rereg, 5),
             (Action::Advise, 6),
             (Action::Exit, 2),
             (Action::Check, 3),
@@ -256,6 +272,10 @@ pub struct World {
     pub(super) processes: Vec<Process>,
     pub(super) regions: Vec<Slot>,
     pub(super) registrations: Vec<(Place, Registration)>,
+    pub(super) reregs: Vec<Changing>,
+    pub(super) wholes: Vec<Whole>,
+    pub(super) leaving: Vec<Leaving>,
+    pub(super) aliases: Vec<Alias>,
     pub(super) advices: Vec<(Place, Advice)>,
     pub(super) teardowns: Vec<(Place, Teardown)>,
     pub(super) connections: Vec<Connection>,
@@ -306,6 +326,8 @@ impl World {
             Action::Register => self.begin_registration()?,
             Action::RegisterOn => self.step_some_registration()?,
             Action::Deregister => self.begin_deregistration(),
+            Action::Rereg => self.begin_rereg()?,
+            Action::ReregOn => self.step_some_rereg()?,
             Action::TeardownOn => self.step_some_teardown()?,
             Action::Advise => self.begin_advice(),
             Action::AdviseOn => self.step_some_advice()?,

@@ -1,11 +1,12 @@
 //! Implicit regions: everything there is and will be behind one key, and only what is used costs anything.
 
 use crate::bed::{Bed, hears_of_drops, space};
-use crate::checks::{Counts, pages_of, protocol_kept, until};
+use crate::checks::{Counts, PATIENCE, pages_of, protocol_kept, until};
 use crate::races::Stop;
 use crate::remapped::{Remapped, anywhere};
 use anypage::machine::MachineConfig;
 use hw_model::addr::{PAGE_SIZE, RegionAddr, VirtAddr, VirtRange, page_bytes};
+use hw_model::fault_plan::{FaultPlan, Points};
 use hw_model::hca::{OperationCode, Remote, SLOT_BYTES, Sge, Status};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, Ordering};
@@ -166,6 +167,45 @@ fn advice_makes_the_parts_that_it_needs() {
     let elsewhere = RegisterOptions { address: Some(RegionAddr(8)), ..RegisterOptions::implicit() };
     let refused = Arc::clone(&bed.near.pd).register(&everything(&space), elsewhere).map(drop);
     assert!(matches!(refused, Err(RegisterError::ImplicitAddress { .. })));
+}
+
+/// Found by the simulation: the part was taken down under the region's lock, waiting for bursts.
+#[test]
+fn a_part_that_gets_no_key_waits_for_no_burst() {
+    let plan = FaultPlan::new(0, Vec::new());
+    let space = space();
+    let config = MachineConfig { points: Points::with(&plan), ..MachineConfig::default() };
+    let bed = Bed::with_mirror(&space, &everything(&space), RegisterOptions::implicit(), &config, MIRROR);
+    let memory = Remapped::new(1);
+    let (at, region) = (memory.range().start().0, Arc::clone(&bed.near.region));
+    let before = Counts::of(&bed.machine, &bed.space);
+    let mut engine = space.memory().epoch().register().expect("room for an engine");
+    {
+        // A burst that lasts as long as this.
+        let _burst = engine.enter().expect("nobody closes it");
+        let (told, answer) = std::sync::mpsc::channel();
+        let advising = std::thread::spawn(move || {
+            for nth in 1..100 {
+                plan.fail_nth_from_now(nth);
+                let advised = region.advise(at, PAGE_SIZE, Want::Fault(Access::Write));
+                if matches!(advised, Err(AdviseError::Part(RegisterError::Key(_)))) {
+                    break;
+                }
+            }
+            plan.disarm();
+            told.send(()).expect("somebody listens");
+        });
+        answer.recv_timeout(PATIENCE).expect("it waits for the burst");
+        advising.join().expect("it does not panic");
+    }
+    drop(engine);
+    memory.discard(0, 1);
+    let idle = || {
+        bed.machine.near.reclaim();
+        bed.near.region.report().children == 0
+    };
+    assert!(until(idle), "{:?}", bed.near.region.report());
+    before.are_back(&bed.machine, &bed.space).expect("nothing is left of the part");
 }
 
 /// What would be wrong if this failed: a stream that ends would populate memory of somebody else that lies behind it.

@@ -337,7 +337,7 @@ impl Hca {
     /// Answers a page-fault event. An answer that nobody waits for any more is counted and does nothing. Never blocks
     /// on an engine; it may allocate, so not under a lock that an invalidation takes.
     pub fn resume(&self, token: FaultToken, outcome: FaultOutcome) {
-        for token in self.device.faults.answered(token) {
+        for (token, outcome) in self.device.faults.answered(token, outcome) {
             let mailbox = &self.device.mailboxes[self.index(token.qpn)];
             mailbox.leave(|mail| mail.answers.push((token, outcome)));
             mailbox.wake();

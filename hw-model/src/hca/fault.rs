@@ -112,7 +112,14 @@ struct Range {
     first: RegionAddr,
     length: u64,
     access: FaultAccess,
-    waiters: Vec<FaultToken>,
+    waiters: Vec<Waiter>,
+}
+
+/// A queue pair that waits for a range.
+struct Waiter {
+    token: FaultToken,
+    /// It asked for all of it, and for as much: what cannot be had is what it needs.
+    needs_all: bool,
 }
 
 impl Range {
@@ -158,7 +165,8 @@ impl FaultQueue {
         fault.token.serial = self.serial.fetch_add(1, Ordering::Relaxed);
         let waiter = fault.token;
         if let Some(range) = state.ranges.iter_mut().find(|range| range.covers(&fault)) {
-            range.waiters.push(waiter);
+            let needs_all = (range.length, range.access) == (fault.length, fault.access);
+            range.waiters.push(Waiter { token: waiter, needs_all });
             return Ok(Posted::Joined(waiter));
         }
         if state.events.len() >= self.depth {
@@ -167,7 +175,8 @@ impl FaultQueue {
         if self.scheme == FaultScheme::ByRange {
             let PageFault { key, address: first, length, access, .. } = fault;
             let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-            state.ranges.push(Range { serial, key, first, length, access, waiters: vec![waiter] });
+            let waiters = vec![Waiter { token: waiter, needs_all: true }];
+            state.ranges.push(Range { serial, key, first, length, access, waiters });
             fault.kind = FaultKind::ByRange;
             fault.token = FaultToken { side: FaultKind::ByRange, serial, ..waiter };
         }
@@ -177,14 +186,22 @@ impl FaultQueue {
         Ok(Posted::Event(waiter))
     }
 
-    /// Whom the answer to the event `token` is for.
-    pub(super) fn answered(&self, token: FaultToken) -> Vec<FaultToken> {
+    /// Whom the answer to the event `token` is for, and what it says to each: of a range that cannot be had, who asked for
+    /// less is told to try again, and asks for that.
+    pub(super) fn answered(
+        &self,
+        token: FaultToken,
+        outcome: FaultOutcome,
+    ) -> Vec<(FaultToken, FaultOutcome)> {
         if token.side != FaultKind::ByRange {
-            return vec![token];
+            return vec![(token, outcome)];
         }
         let mut state = self.state.lock();
         let at = state.ranges.iter().position(|range| range.serial == token.serial);
-        at.map_or(Vec::new(), |at| state.ranges.swap_remove(at).waiters)
+        let waiters = at.map_or(Vec::new(), |at| state.ranges.swap_remove(at).waiters);
+        let told =
+            |waiter: Waiter| (waiter.token, if waiter.needs_all { outcome } else { FaultOutcome::Resolved });
+        waiters.into_iter().map(told).collect()
     }
 
     fn wake(&self) {

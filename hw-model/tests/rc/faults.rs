@@ -329,6 +329,43 @@ fn queue_pairs_that_meet_one_range_share_an_event_and_its_answer() {
     }
 }
 
+/// Found by the simulation: a request failed because another one, whose range held its page, had also named pages that cannot
+/// be had.
+#[test]
+fn a_range_that_cannot_be_had_fails_nobody_who_asked_for_less() {
+    let mut pair = Pair::new(HcaConfig { fault_scheme: FaultScheme::ByRange, ..config() });
+    let (local, remote) = (pair.a.region(4 * PAGE_SIZE), pair.b.region(4 * PAGE_SIZE));
+    (0..4).for_each(|page| remote.absent(page));
+    let connections: Vec<_> = (0..2)
+        .map(|_| {
+            let (qa, qb) = (pair.a.qp(), pair.b.qp());
+            crate::world::connect(&qa, &qb);
+            (qa, qb)
+        })
+        .collect();
+    let (all, one) = ([local.sge(0, 4 * PAGE_SIZE as u32)], [local.sge(0, PAGE_SIZE as u32)]);
+    let requests =
+        [SendRequest::read(0, &all, remote.remote(0)), SendRequest::read(1, &one, remote.remote(PAGE_SIZE))];
+    for ((qa, _), request) in connections.iter().zip(&requests) {
+        qa.post_send(request).expect("posted");
+        pair.settle();
+    }
+    assert_eq!(pair.b.hca.faults().len(), 1, "the second is in the range of the first");
+    // The last page is not to be had.
+    pair.run(|_, fault| {
+        let first = remote.page_of(fault);
+        let pages = first..first + fault.length.div_ceil(PAGE_SIZE);
+        if pages.contains(&3) {
+            return FaultOutcome::Failed;
+        }
+        pages.for_each(|page| remote.present(page, true));
+        FaultOutcome::Resolved
+    });
+    let mut ended: Vec<_> = pair.a.take().iter().map(|ended| (ended.id.0, ended.status)).collect();
+    ended.sort_unstable_by_key(|(id, _)| *id);
+    assert_eq!(ended, [(0, Status::RemoteAccessError), (1, Status::Success)]);
+}
+
 /// A range that is being brought in for reading is no answer to one that wants to write, nor to one that reaches further.
 #[test]
 fn an_event_under_way_serves_what_it_covers_and_nothing_else() {

@@ -17,6 +17,8 @@ mod teardown;
 
 #[cfg(all(test, shuttle))]
 mod schedules;
+#[cfg(all(test, shuttle))]
+pub(crate) mod two_pages;
 
 pub(crate) use self::core::Core;
 pub use self::core::Mode;

@@ -122,13 +122,14 @@ impl Children {
         let slot_range = self.slot_range(memory.start());
         let part = memory.intersection(slot_range).expect("it begins there");
         let mut slots = self.slots.lock();
-        if slots.closing {
+        let Slots { closing, live, going } = &mut *slots;
+        if *closing {
             return Err(MapRegionError::Closing.into());
         }
         let slot = self.slot(memory.start());
-        let child = match slots.live.entry(slot) {
+        let child = match live.entry(slot) {
             Entry::Occupied(child) => child.into_mut(),
-            Entry::Vacant(free) => free.insert(self.make(slot, slot_range)?),
+            Entry::Vacant(free) => free.insert(self.make(slot, slot_range, going)?),
         };
         child.users.fetch_add(1, Ordering::AcqRel);
         let core = Arc::clone(&child.mapped.core);
@@ -140,7 +141,7 @@ impl Children {
         Ok((core, child.mapped.interval.sequence(), part, held))
     }
 
-    fn make(&self, slot: u64, range: VirtRange) -> Result<Child, RegisterError> {
+    fn make(&self, slot: u64, range: VirtRange, going: &mut Vec<Teardown>) -> Result<Child, RegisterError> {
         let shared = (Arc::clone(&self.counters), Arc::clone(&self.emptied));
         let mapped = Mapped::part(&self.device, &self.space, range, self.writable, shared)?;
         let spec = KeySpec {
@@ -155,7 +156,8 @@ impl Children {
         let key = match self.hca.create_key(spec) {
             Ok(key) => key,
             Err(error) => {
-                Teardown::begin(mapped).wait();
+                // Not waited for: the lock is held, and a burst may be under way on whoever waits for this.
+                going.push(Teardown::begin(mapped));
                 return Err(error.into());
             }
         };

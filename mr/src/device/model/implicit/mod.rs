@@ -12,6 +12,8 @@
 
 mod children;
 mod region;
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 pub(super) use children::{ChildUse, Children};
 pub use region::{ImplicitRegion, ImplicitTeardown};

@@ -105,6 +105,19 @@ impl ImplicitRegion {
         entries
     }
 
+    #[cfg(all(test, shuttle))]
+    pub(super) fn children(&self) -> &Arc<Children> {
+        &self.children
+    }
+
+    /// The page list of the first child.
+    #[cfg(all(test, shuttle))]
+    pub(super) fn first_list(&self) -> Option<Arc<hw_model::hca::PageList>> {
+        let mut list = None;
+        self.children.each_list(|core| list = Some(Arc::clone(&core.list)));
+        list
+    }
+
     fn part(&self, offset: u64, len: u64) -> Result<VirtRange, AdviseError> {
         let region = self.children.range.len();
         let refused = AdviseError::OutOfRange { offset, len, region };
