@@ -93,8 +93,9 @@ impl FaultJob {
         }
         let prefetcher = self.device.prefetcher();
         let pages = place.range.page_aligned();
-        let ahead = prefetcher.observe((self.event.qpn, self.event.kind), pages);
-        let around = prefetch::around(&prefetcher.policy(), pages, ahead);
+        let policy = prefetcher.policy();
+        let ahead = prefetcher.observe(policy.prefetch, (self.event.qpn, self.event.kind), pages);
+        let around = prefetch::around(&policy, pages, ahead);
         let reach = ahead.and_then(Ahead::hull).map_or(around, |ahead| ahead.hull(around));
         let bounds = work.target.together(pages, reach);
         let around = around.intersection(bounds).unwrap_or(pages);

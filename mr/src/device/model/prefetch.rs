@@ -126,9 +126,13 @@ impl Prefetcher {
         }
     }
 
-    /// Takes note of a fault, whole pages, and says what comes next.
-    pub(super) fn observe(&self, source: (Qpn, FaultKind), fault: VirtRange) -> Option<Ahead> {
-        let policy = self.policy().prefetch;
+    /// Takes note of a fault, whole pages, and says what comes next by `policy`.
+    pub(super) fn observe(
+        &self,
+        policy: PrefetchPolicy,
+        source: (Qpn, FaultKind),
+        fault: VirtRange,
+    ) -> Option<Ahead> {
         if policy == PrefetchPolicy::Off {
             return None;
         }
