@@ -128,6 +128,21 @@ fn pages(
     Ok(())
 }
 
+/// Through the page list of a key that another one stands in front of.
+fn behind(
+    (keys, cache): (&KeyTable, &mut Cache<'_>),
+    caller: Caller,
+    direction: Direction,
+    piece: &Piece,
+    spans: &mut Vec<Span>,
+) -> Result<Result<(), Obstacle>, KeyViolation> {
+    cache.look_up(piece.key);
+    keys.with(piece.key, |target| match target {
+        Target::Pages(spec) => pages(cache, spec, (caller, direction.local()), direction, piece, spans),
+        _ => Err(Obstacle::Key(KeyViolation::Nested)),
+    })
+}
+
 /// Through the entries of an indirect key, and through the keys that they name.
 fn indirect(
     (keys, cache): (&KeyTable, &mut Cache<'_>),
@@ -152,12 +167,7 @@ fn indirect(
             IndirectTarget::Key { key, address } => {
                 let rest = left.min(piece.rest - u64::from(done));
                 let inner = Piece { key, address: address.offset(offset), now, rest };
-                let need = direction.local();
-                cache.look_up(key);
-                let walked = keys.with(key, |target| match target {
-                    Target::Pages(spec) => pages(cache, spec, (caller, need), direction, &inner, spans),
-                    _ => Err(Obstacle::Key(KeyViolation::Nested)),
-                });
+                let walked = behind((keys, cache), caller, direction, &inner, spans);
                 walked.map_err(Obstacle::Key)??;
             }
         }
@@ -195,12 +205,7 @@ fn window(
 ) -> Result<(), Obstacle> {
     let offset = bound.authorize(caller, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
     let inner = Piece { key: bound.region, address: bound.in_region(offset), ..*piece };
-    cache.look_up(bound.region);
-    let walked = keys.with(bound.region, |target| match target {
-        Target::Pages(spec) => pages(cache, spec, (caller, direction.local()), direction, &inner, spans),
-        _ => Err(Obstacle::Key(KeyViolation::Nested)),
-    });
-    walked.map_err(Obstacle::Key)?
+    behind((keys, cache), caller, direction, &inner, spans).map_err(Obstacle::Key)?
 }
 
 /// Through the slots of an implicit key. What is missing there, page or slot, is missing of the implicit key.
@@ -213,7 +218,6 @@ fn implicit(
     spans: &mut Vec<Span>,
 ) -> Result<(), Obstacle> {
     let mut at = spec.authorize(caller.pd, need, piece.address, piece.rest).map_err(Obstacle::Key)?;
-    let need = direction.local();
     let mut done = 0;
     while done < piece.now {
         let (slot, offset) = (at >> SLOT_SHIFT, at & (SLOT_BYTES - 1));
@@ -221,11 +225,7 @@ fn implicit(
         let address = piece.address.offset(u64::from(done));
         let walked = spec.table.load(slot).filter(|key| *key != piece.key).map(|key| {
             let inner = Piece { key, address, now, rest: u64::from(now) };
-            cache.look_up(key);
-            keys.with(key, |target| match target {
-                Target::Pages(spec) => pages(cache, spec, (caller, need), direction, &inner, spans),
-                _ => Err(Obstacle::Key(KeyViolation::Nested)),
-            })
+            behind((keys, cache), caller, direction, &inner, spans)
         });
         match walked {
             // The slot's region went between the two looks.

@@ -53,8 +53,6 @@ pub(super) struct Iotlb {
     ways: Box<[Way]>,
     config: IotlbConfig,
     granule_shift: u32,
-    misses: AtomicU64,
-    evictions: AtomicU64,
     flushes: AtomicU64,
     invalidated: AtomicU64,
 }
@@ -64,6 +62,9 @@ struct Set {
     /// Even: at rest. Changed only under `fill`.
     sequence: AtomicU64,
     hits: AtomicU64,
+    /// Changed only under `fill`, as the next.
+    misses: AtomicU64,
+    evictions: AtomicU64,
     /// 0 while no entry of the set is in use and none is being filled in.
     occupied: AtomicU64,
     /// Guards changes; holds the way that is replaced next.
@@ -86,6 +87,8 @@ impl Iotlb {
         let set = || Set {
             sequence: AtomicU64::new(0),
             hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
             occupied: AtomicU64::new(0),
             fill: Mutex::new(0),
         };
@@ -94,8 +97,6 @@ impl Iotlb {
             ways: (0..config.sets * config.ways).map(|_| Way::default()).collect(),
             config,
             granule_shift,
-            misses: AtomicU64::new(0),
-            evictions: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
             invalidated: AtomicU64::new(0),
         }
@@ -141,13 +142,16 @@ impl Iotlb {
     /// Walks and remembers the result.
     #[cold]
     pub(super) fn fill(&self, iova: Iova, walk: impl Fn() -> Leaf) -> Leaf {
-        self.misses.fetch_add(1, Ordering::Relaxed);
         let mut size = LeafSize::Page;
+        let mut counted = false;
         // The set depends on the size of the leaf, which the walk tells. Software that changes it all the time gets an
         // answer that is not remembered.
         for _ in 0..LeafSize::ALL.len() {
             let (index, tag) = self.locate(iova, size);
             let mut next = self.sets[index].fill.lock();
+            if !std::mem::replace(&mut counted, true) {
+                count_locked(&self.sets[index].misses);
+            }
             self.announce(index);
             let mut leaf = walk();
             if !leaf.is_live() {
@@ -178,7 +182,7 @@ impl Iotlb {
         let ways = self.ways(index);
         let position = |wanted: u64| ways.iter().position(|way| way.tag.load(Ordering::Relaxed) == wanted);
         let victim = position(tag).or_else(|| position(0)).unwrap_or_else(|| {
-            self.evictions.fetch_add(1, Ordering::Relaxed);
+            count_locked(&self.sets[index].evictions);
             let victim = **next;
             **next = (victim + 1) % ways.len();
             victim
@@ -262,12 +266,17 @@ impl Iotlb {
     pub(super) fn stats(&self) -> IotlbStats {
         IotlbStats {
             hits: self.sets.iter().map(|set| set.hits.load(Ordering::Relaxed)).sum(),
-            misses: self.misses.load(Ordering::Relaxed),
-            evictions: self.evictions.load(Ordering::Relaxed),
+            misses: self.sets.iter().map(|set| set.misses.load(Ordering::Relaxed)).sum(),
+            evictions: self.sets.iter().map(|set| set.evictions.load(Ordering::Relaxed)).sum(),
             flushes: self.flushes.load(Ordering::Relaxed),
             invalidated: self.invalidated.load(Ordering::Relaxed),
         }
     }
+}
+
+/// Counts one more of what only the holder of a set's lock counts: no locked instruction.
+fn count_locked(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 #[cfg(all(test, shuttle))]
