@@ -3,7 +3,7 @@ of its port and its device, and how its requests end."""
 import pyverbs.enums as e
 from pyverbs.addr import AHAttr, GlobalRoute
 from pyverbs.cq import CQ
-from pyverbs.device import AsyncEvent, Context
+from pyverbs.device import Context
 from pyverbs.mr import MR
 from pyverbs.pd import PD
 from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
@@ -14,8 +14,7 @@ RIGHTS = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_WRITE
 
 def told(context):
     """The next asynchronous event."""
-    event = AsyncEvent()
-    context.get_async_event(event)
+    event = context.get_async_event()
     event.ack()
     return event.event_type
 
