@@ -4,6 +4,7 @@
 //! call has returned, with the length that stands beside it.
 #![allow(unsafe_code)]
 
+use crate::busy::{Busy, Flow};
 use hw_model::sync::atomic::{AtomicBool, Ordering};
 use hw_model::sync::thread;
 use rustix::event::{EventfdFlags, eventfd};
@@ -52,8 +53,8 @@ fn parts(bytes: &mut [u8], each: usize) -> Vec<libc::iovec> {
     bytes.chunks_mut(each).map(part).collect()
 }
 
-/// Bytes a second that arrive, of all that one thread can send another through the kernel.
-pub fn stream(time: Duration) -> f64 {
+/// What arrives of all that one thread can send another through the kernel.
+pub fn stream(time: Duration) -> Flow {
     let (to, from) = (socket(), socket());
     set(&to, libc::SOL_UDP, libc::UDP_GRO, 1);
     set(&from, libc::SOL_UDP, libc::UDP_SEGMENT, DATAGRAM as i32);
@@ -75,7 +76,7 @@ pub fn stream(time: Duration) -> f64 {
         let mut parts = parts(&mut bytes, 1 << 16);
         let mut headers = headers(&mut parts);
         let count = headers.len() as u32;
-        let (mut received, begun) = (0, Instant::now());
+        let (mut received, busy, begun) = (0, Busy::now(), Instant::now());
         while begun.elapsed() < time {
             let flags = libc::MSG_WAITFORONE;
             // SAFETY: the headers lead to `parts` and `bytes`, which live on; no time limit but the socket's.
@@ -88,8 +89,9 @@ pub fn stream(time: Duration) -> f64 {
                 .map(|header| header.msg_len as usize)
                 .sum::<usize>();
         }
+        let flow = Flow::of(received as u64, begun, &busy);
         stop.store(true, Ordering::Relaxed);
-        received as f64 / begun.elapsed().as_secs_f64()
+        flow
     })
 }
 

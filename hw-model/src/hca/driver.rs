@@ -55,6 +55,25 @@ impl Hca {
 }
 
 impl Hca {
+    /// As [`Hca::progress`], for one who polls: what has arrived is read on the calling thread too.
+    pub(super) fn poll(&self) {
+        if self.device.config.callers_drive {
+            self.device.link.poll();
+            self.progress();
+        }
+    }
+
+    /// The calling thread, which may have polled, is about to sleep.
+    pub(super) fn rest(&self) {
+        self.device.link.rest();
+    }
+
+    /// What the link has counted, by name.
+    #[must_use]
+    pub fn link_counts(&self) -> Vec<(&'static str, u64)> {
+        self.device.link.named_counts()
+    }
+
     /// Steps an engine on the calling thread, and those that it sends to and that answer, until they are idle or enough was
     /// done. What is left is for their threads.
     pub(super) fn drive(&self, index: usize) {

@@ -10,7 +10,7 @@ use super::key::{
 };
 use crate::addr::{DmaAddr, PAGE_SIZE, RegionAddr};
 use crate::bus::{AtomicOp, CopyEnd, CopyError, DmaCopy, DmaError, DmaPort, MemoryError};
-use crate::wire::Key;
+use crate::wire::{Key, Payload};
 
 /// A part of a message in one region.
 #[derive(Clone, Copy, Debug)]
@@ -260,18 +260,18 @@ pub(super) fn transfer(
     direction: Direction,
     pieces: &[Piece],
     spans: &[Span],
-    payload: &mut [u8],
+    payload: &mut Payload,
 ) -> Result<(), Obstacle> {
     let mut done = 0;
     for span in spans {
-        let bytes = &mut payload[done..done + span.length as usize];
+        let range = done..done + span.length as usize;
         let moved = match direction {
-            Direction::Gather => port.read(span.address, bytes),
-            Direction::Scatter => port.write(span.address, bytes),
+            Direction::Gather => port.read(span.address, &mut payload[range]),
+            Direction::Scatter => port.write(span.address, &payload[range]),
             Direction::Atomic(_) if spans.len() > 1 => return Err(Obstacle::Misaligned),
-            Direction::Atomic(op) => {
-                port.atomic(span.address, op).map(|before| bytes.copy_from_slice(&before.to_le_bytes()))
-            }
+            Direction::Atomic(op) => port
+                .atomic(span.address, op)
+                .map(|before| payload[range].copy_from_slice(&before.to_le_bytes())),
         };
         match moved {
             Err(DmaError::Memory(MemoryError::Misaligned { .. })) => return Err(Obstacle::Misaligned),

@@ -5,16 +5,22 @@
 
 mod faulty;
 mod loopback;
+#[cfg(not(any(loom, shuttle)))]
+mod nearby;
 mod pcap;
 mod planned;
 mod roused;
 #[cfg(not(any(loom, shuttle)))]
 mod shm;
 #[cfg(not(any(loom, shuttle)))]
+mod turns;
+#[cfg(not(any(loom, shuttle)))]
 mod udp;
 
 pub use faulty::{FaultyLink, LossCounts, LossRates, LossRule, PacketDirection, PacketKinds};
 pub use loopback::{Fabric, FabricPort};
+#[cfg(not(any(loom, shuttle)))]
+pub use nearby::NearbyLink;
 pub use pcap::PcapLink;
 pub use planned::{OPCODES, POINTS as PLANNED_POINTS, PlannedLink, RECEIVE, SEND};
 pub use roused::Roused;
@@ -65,6 +71,18 @@ pub trait Link: Send + Sync {
 
     /// Whoever sent has no more at the moment: what waits goes out. Never blocks.
     fn flush(&self) {}
+
+    /// Hands over what has arrived, on the calling thread. That is one that polls and will soon come again, so what arrives
+    /// meanwhile need wake nobody. Never blocks.
+    fn poll(&self) {}
+
+    /// The calling thread polls no more for the moment: what arrives is to be handed over without it.
+    fn rest(&self) {}
+
+    /// What it has counted, by name: packets, and those that were dropped, by reason.
+    fn named_counts(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
 
     /// What queue pair `qp` of `peer` sends here met congestion on its way: it is to be told (A17.9.3).
     fn congested(&self, peer: Gid, qp: Qpn) {
@@ -158,6 +176,15 @@ impl<L: Link + ?Sized> Link for Arc<L> {
     }
     fn flush(&self) {
         (**self).flush();
+    }
+    fn poll(&self) {
+        (**self).poll();
+    }
+    fn rest(&self) {
+        (**self).rest();
+    }
+    fn named_counts(&self) -> Vec<(&'static str, u64)> {
+        (**self).named_counts()
     }
     fn congested(&self, peer: Gid, qp: Qpn) {
         (**self).congested(peer, qp);

@@ -121,6 +121,15 @@ impl<L: Link> Link for PcapLink<L> {
     fn flush(&self) {
         self.inner.flush();
     }
+    fn poll(&self) {
+        self.inner.poll();
+    }
+    fn rest(&self) {
+        self.inner.rest();
+    }
+    fn named_counts(&self) -> Vec<(&'static str, u64)> {
+        self.inner.named_counts()
+    }
     fn congested(&self, peer: Gid, qp: Qpn) {
         self.inner.congested(peer, qp);
     }

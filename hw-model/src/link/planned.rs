@@ -72,6 +72,15 @@ impl<L: Link> Link for PlannedLink<L> {
     fn flush(&self) {
         self.inner.flush();
     }
+    fn poll(&self) {
+        self.inner.poll();
+    }
+    fn rest(&self) {
+        self.inner.rest();
+    }
+    fn named_counts(&self) -> Vec<(&'static str, u64)> {
+        self.inner.named_counts()
+    }
     fn congested(&self, peer: Gid, qp: Qpn) {
         self.inner.congested(peer, qp);
     }
@@ -82,6 +91,10 @@ impl Ingress for PlannedIngress {
         if !lost(&self.points, RECEIVE, &packet, Direction::Receive) {
             self.inner.deliver(packet);
         }
+    }
+    fn deliver_all(&self, packets: &mut Vec<Packet>) {
+        packets.retain(|packet| !lost(&self.points, RECEIVE, packet, Direction::Receive));
+        self.inner.deliver_all(packets);
     }
 }
 

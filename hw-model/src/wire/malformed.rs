@@ -4,7 +4,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use std::fmt;
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident => $text:literal),* $(,)?) => {
+    ($($(#[$doc:meta])* $name:ident, $counter:literal => $text:literal),* $(,)?) => {
         /// Why bytes are no packet that we take. Whoever sent them hears nothing: a peer that meant well asks again.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
         #[non_exhaustive]
@@ -15,31 +15,39 @@ macro_rules! reasons {
         impl Malformed {
             /// Every reason, in order.
             pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// What packets dropped for this reason are counted as.
+            #[must_use]
+            pub fn counter(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!("malformed_", $counter),)*
+                }
+            }
         }
     };
 }
 
 reasons! {
     /// Ends before its headers do.
-    Truncated => "it ends before its headers do",
+    Truncated, "truncated" => "it ends before its headers do",
     /// Not IPv4 without options and not IPv6 with UDP next, or with a wrong checksum or length.
-    Network => "its IP or UDP header is not one of RoCEv2",
+    Network, "network" => "its IP or UDP header is not one of RoCEv2",
     /// A fragment: RoCEv2 has none.
-    Fragment => "it is a fragment",
+    Fragment, "fragment" => "it is a fragment",
     /// The invariant CRC is wrong.
-    Icrc => "its invariant CRC is wrong",
+    Icrc, "icrc" => "its invariant CRC is wrong",
     /// Not version 0 of the transport headers.
-    Version => "its transport header has another version",
+    Version, "version" => "its transport header has another version",
     /// No such opcode, or not over this service.
-    Opcode => "there is no such opcode",
+    Opcode, "opcode" => "there is no such opcode",
     /// A reserved code in a header: syndrome, flush level.
-    Reserved => "a header holds a reserved code",
+    Reserved, "reserved" => "a header holds a reserved code",
     /// Not a multiple of four bytes, or more padding than data.
-    Padding => "its padding is wrong",
+    Padding, "padding" => "its padding is wrong",
     /// More data than its opcode may carry, less than it must, or not a full path MTU where there must be one.
-    Length => "it has more or less data than its opcode asks for",
+    Length, "length" => "it has more or less data than its opcode asks for",
     /// More data than the link carries.
-    TooLong => "it has more data than the link carries",
+    TooLong, "too_long" => "it has more data than the link carries",
 }
 
 /// Packets dropped, by reason. Counters only go up.
@@ -55,6 +63,11 @@ impl MalformedCounts {
     #[must_use]
     pub fn of(&self, reason: Malformed) -> u64 {
         self.0[reason as usize].load(Ordering::Relaxed)
+    }
+    /// How many for each reason, with a name for a counter.
+    #[must_use]
+    pub fn named(&self) -> Vec<(&'static str, u64)> {
+        Malformed::ALL.iter().map(|reason| (reason.counter(), self.of(*reason))).collect()
     }
     /// How many in all.
     #[must_use]

@@ -11,7 +11,7 @@ use super::layout::{ICRC_BYTES, Ipv4, Ipv6, Udp};
 use super::{
     Aeth, AtomicEth, Deth, Feth, Gid, GlobalRoute, Header, Immediate, Key, Malformed, NakCode, PKey, Packet,
     Payload, PayloadPool, Placement, Psn, QKey, Qpn, ROCE_PORT, Reth, RnrTimer, Selectivity, Service, Srqn,
-    Syndrome, gid_of,
+    Syndrome, WholeBuffer, gid_of,
 };
 use crate::addr::RegionAddr;
 use crate::sync::Arc;
@@ -64,6 +64,15 @@ impl Content<'_> {
         packet.payload = pool.take(data.len());
         packet.payload.copy_from_slice(data);
         Ok(Some(packet))
+    }
+
+    /// The packet with its data in a part of `whole`, where `content` was parsed from; `None` if it was a notification.
+    #[must_use]
+    pub fn into_part(self, whole: &WholeBuffer) -> Option<Packet> {
+        let Self::Packet { mut packet, data } = self else { return None };
+        let from = data.as_ptr().addr() - whole.bytes().as_ptr().addr();
+        packet.payload = whole.part(from..from + data.len());
+        Some(packet)
     }
 }
 

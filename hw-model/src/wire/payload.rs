@@ -8,7 +8,7 @@
 use crate::hca::Loan;
 use crate::sync::{Arc, Mutex};
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 /// So many bytes lie in the packet itself: no more than a loan takes anyway, and taking a buffer costs more than copying
 /// them.
@@ -38,12 +38,25 @@ impl PayloadPool {
         if len == 0 {
             return Payload::EMPTY;
         }
+<<<<<<< HEAD
         if len <= SMALL {
             return Payload { content: Content::Small([0; SMALL]), len };
         }
+=======
+        Payload { content: Content::Bytes(self.buffer()), len }
+    }
+
+    /// A whole buffer, for several payloads.
+    #[must_use]
+    pub fn take_whole(self: &Arc<Self>) -> WholeBuffer {
+        WholeBuffer(Arc::new(self.buffer()))
+    }
+
+    fn buffer(self: &Arc<Self>) -> Buffer {
+>>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
         let reused = self.free.lock().pop();
         let bytes = reused.unwrap_or_else(|| vec![0; self.buffer_bytes].into_boxed_slice());
-        Payload { content: Content::Bytes(Buffer { bytes, pool: Arc::clone(self) }), len }
+        Buffer { bytes, pool: Arc::clone(self) }
     }
 
     /// The most that a payload of this pool holds.
@@ -82,10 +95,51 @@ impl Drop for Buffer {
     }
 }
 
+/// A buffer that payloads can be parts of: what arrived together is not copied apart.
+pub struct WholeBuffer(Arc<Buffer>);
+
+impl WholeBuffer {
+    /// The bytes, to be written: `None` while a payload is a part of them.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        Arc::get_mut(&mut self.0).map(|buffer| &mut *buffer.bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0.bytes
+    }
+
+    /// The payload that `range` of the bytes is.
+    ///
+    /// # Panics
+    /// If the buffer is shorter.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Payload {
+        let len = self.0.bytes[range.clone()].len();
+        if len == 0 {
+            return Payload::EMPTY;
+        }
+        Payload { content: Content::Part { whole: Arc::clone(&self.0), from: range.start }, len }
+    }
+}
+
+impl fmt::Debug for WholeBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WholeBuffer({} bytes)", self.0.bytes.len())
+    }
+}
+
 enum Content {
     Nothing,
     Small([u8; SMALL]),
     Bytes(Buffer),
+    /// Never written to: others are parts of the same.
+    Part {
+        whole: Arc<Buffer>,
+        from: usize,
+    },
     Lent(Loan),
 }
 
@@ -108,7 +162,11 @@ impl Payload {
     pub(crate) fn loan(&self) -> Option<&Loan> {
         match &self.content {
             Content::Lent(loan) => Some(loan),
+<<<<<<< HEAD
             Content::Nothing | Content::Small(_) | Content::Bytes(_) => None,
+=======
+            Content::Nothing | Content::Bytes(_) | Content::Part { .. } => None,
+>>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
         }
     }
 
@@ -136,6 +194,7 @@ impl Deref for Payload {
             Content::Nothing => &[],
             Content::Small(bytes) => &bytes[..self.len],
             Content::Bytes(buffer) => &buffer.bytes[..self.len],
+            Content::Part { whole, from } => &whole.bytes[*from..*from + self.len],
             Content::Lent(_) => panic!("{LENT}"),
         }
     }
@@ -143,9 +202,16 @@ impl Deref for Payload {
 
 impl DerefMut for Payload {
     fn deref_mut(&mut self) -> &mut [u8] {
+        if let Content::Part { .. } = self.content {
+            *self = self.clone();
+        }
         match &mut self.content {
+<<<<<<< HEAD
             Content::Nothing => &mut [],
             Content::Small(bytes) => &mut bytes[..self.len],
+=======
+            Content::Nothing | Content::Part { .. } => &mut [],
+>>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
             Content::Bytes(buffer) => &mut buffer.bytes[..self.len],
             Content::Lent(_) => panic!("{LENT}"),
         }
@@ -159,6 +225,11 @@ impl Clone for Payload {
             Content::Small(bytes) => Self { content: Content::Small(*bytes), len: self.len },
             Content::Bytes(buffer) => {
                 let mut copy = buffer.pool.take(self.len);
+                copy.copy_from_slice(self);
+                copy
+            }
+            Content::Part { whole, .. } => {
+                let mut copy = whole.pool.take(self.len);
                 copy.copy_from_slice(self);
                 copy
             }
@@ -200,6 +271,7 @@ mod tests {
     }
 
     #[test]
+<<<<<<< HEAD
     fn a_small_payload_takes_no_buffer() {
         let pool = PayloadPool::new(256, 2);
         for len in [0, 1, 64] {
@@ -208,6 +280,27 @@ mod tests {
             let copy = payload.clone();
             assert_eq!((&payload[..], &copy[..]), (&[7; 64][..len], &[7; 64][..len]));
         }
+=======
+    fn a_part_of_a_buffer_keeps_the_buffer_and_is_written_to_as_a_copy() {
+        let pool = PayloadPool::new(8, 2);
+        let mut whole = pool.take_whole();
+        whole.bytes_mut().expect("nobody else has it").copy_from_slice(&[0, 1, 2, 3, 4, 5, 6, 7]);
+        let (mut first, second) = (whole.part(1..4), whole.part(4..8));
+        assert!(whole.bytes_mut().is_none(), "what arrives next would change what has arrived");
+        first[0] = 9;
+        assert_eq!((&first[..], &second[..]), (&[9, 2, 3][..], &[4, 5, 6, 7][..]));
+        assert_eq!(whole.bytes()[1], 1, "one payload would change another");
+        drop(second);
+        assert!(whole.bytes_mut().is_some());
+        drop((first, whole));
+        assert_eq!(pool.idle(), 2);
+    }
+
+    #[test]
+    fn an_empty_payload_takes_no_buffer() {
+        let pool = PayloadPool::new(64, 2);
+        assert!(pool.take(0).is_empty());
+>>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
         assert_eq!(pool.idle(), 0);
     }
 }

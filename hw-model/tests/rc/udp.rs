@@ -3,12 +3,12 @@
 use crate::world::{Host, connect, pattern};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{Gid, HcaConfig, PathMtu, Psn, QpAddress, Qpn, SendRequest, Status};
-use hw_model::link::{Link, OpenUdpError, UdpConfig, UdpLink};
+use hw_model::link::{Link, NearbyLink, OpenUdpError, ShmConfig, ShmLink, UdpConfig, UdpLink};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicU32, Ordering};
 use hw_model::wire::{
     Content, Flow, GlobalRoute, Head, Header, Identification, Packet, PayloadPool, ROCE_PORT, Reth, Tail,
-    check_icrc, encode, gid_of, parse,
+    check_icrc, encode, gid_of, ip_of, parse,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ pub fn link(change: impl Fn(UdpConfig) -> UdpConfig) -> Arc<UdpLink> {
     found.expect("opened")
 }
 
-pub fn host(link: &Arc<UdpLink>, seed: u64, mtu: u32) -> Host {
+pub fn host<L: Link + 'static>(link: &Arc<L>, seed: u64, mtu: u32) -> Host {
     let config = HcaConfig { seed, path_mtu: PathMtu::new(mtu).expect("an MTU"), ..HcaConfig::default() };
     Host::new(Box::new(Arc::clone(link)), config, 2048)
 }
@@ -231,4 +231,56 @@ fn a_notification_from_a_peer_is_heard() {
         std::thread::yield_now();
     }
     assert_eq!((link.counts().malformed, link.counts().dropped), (0, 0));
+}
+
+/// A link that goes through shared memory where it can.
+fn nearby() -> Arc<NearbyLink> {
+    let udp = Arc::into_inner(link(|config| config)).expect("nobody else has it");
+    let near =
+        ShmLink::open(&ShmConfig::at(ip_of(udp.address()))).expect("whoever has the port has the name");
+    Arc::new(NearbyLink::new(udp, near))
+}
+
+#[test]
+fn peers_of_one_host_share_memory_and_the_others_are_sent_datagrams() {
+    let (la, lb, lc) = (nearby(), nearby(), link(|config| config));
+    let (a, b, c) = (host(&la, 1, 4096), host(&lb, 2, 4096), host(&lc, 3, 4096));
+    move_bytes(&a, &b);
+    let (near, far) = (la.near().counts(), la.far().counts());
+    assert!(near.sent > 0 && far.sent == 0, "{near:?} {far:?}");
+    move_bytes(&a, &c);
+    move_bytes(&c, &b);
+    assert!(la.far().counts().sent > 0 && lb.far().counts().sent > 0, "{:?}", la.far().counts());
+    assert_eq!(
+        la.near().counts().sent,
+        near.sent,
+        "nobody reads what is put into a ring for one who has none"
+    );
+    assert_eq!(la.near().counts().dropped + lb.near().counts().dropped, 0);
+}
+
+#[test]
+fn a_peer_that_has_gone_is_sent_datagrams_and_one_that_comes_again_shares_memory() {
+    let (la, lb) = (nearby(), nearby());
+    let (to, from) = (lb.address(), la.address());
+    let packet = || Packet::reliable(from, (to, Qpn(2)), Psn::new(0), Header::ReadResponseMiddle);
+    la.send(packet());
+    assert_eq!((la.near().counts().sent, la.far().counts().sent), (1, 0));
+    drop(lb);
+    let begun = Instant::now();
+    while la.far().counts().sent == 0 {
+        assert!(begun.elapsed() < LONG, "packets go to one who is not there any more");
+        std::thread::sleep(Duration::from_millis(1));
+        la.send(packet());
+        la.flush();
+    }
+    let near = la.near().counts().sent;
+    let again = ShmLink::open(&ShmConfig::at(ip_of(to))).expect("free again");
+    while la.near().counts().sent == near {
+        assert!(begun.elapsed() < LONG, "one who came again is not seen");
+        std::thread::sleep(Duration::from_millis(1));
+        la.send(packet());
+        la.flush();
+    }
+    drop(again);
 }

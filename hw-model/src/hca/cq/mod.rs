@@ -157,7 +157,7 @@ impl CompletionQueue {
     /// [`Overrun`] once the queue has overrun and all that it held was taken.
     pub fn poll(&self, out: &mut Vec<Completion>, max: usize) -> Result<usize, Overrun> {
         if !self.ring.has_news() {
-            self.hca.progress();
+            self.hca.poll();
         }
         if !self.ring.has_news() {
             return Ok(0);
@@ -181,6 +181,7 @@ impl CompletionQueue {
             if !self.ring.has_news() {
                 self.hca.progress();
             }
+            self.hca.rest();
             let left = end.saturating_duration_since(Instant::now());
             let nap = if self.hca.has_threads() { left } else { left.min(Duration::from_micros(100)) };
             self.ring.sleep(nap);
@@ -200,6 +201,7 @@ impl CompletionQueue {
     /// What is there already is no event. So one who means to sleep arms, polls once more, and sleeps if that gave nothing;
     /// this says whether there is something to poll.
     pub fn arm(&self, notify: Notify) -> bool {
+        self.hca.rest();
         self.ring.arm(notify)
     }
 

@@ -137,6 +137,7 @@ impl CompletionChannel {
                 return Some(event);
             }
             self.hca.progress();
+            self.hca.rest();
             let left = end.saturating_duration_since(Instant::now());
             let nap = if self.hca.has_threads() { left } else { left.min(Duration::from_micros(100)) };
             if !self.channel.events.wait(nap) && Instant::now() >= end {

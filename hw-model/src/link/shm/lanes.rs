@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Packets that may wait for room in one ring.
 const WAITING: usize = 8192;
 
+/// Peers that are remembered as not there.
+const MOST_ABSENT: usize = 1024;
+
 /// After so long without anything to send, it is looked whether the peer is still the same. Shorter than any timeout.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -30,9 +33,16 @@ struct Lane {
     used_at: Instant,
 }
 
+/// Who is sent to, and who was not there when he was looked for.
+#[derive(Default)]
+struct Ways {
+    lanes: HashMap<Gid, Lane>,
+    absent: HashMap<Gid, Instant>,
+}
+
 /// All of them.
 pub(super) struct Lanes {
-    lanes: Mutex<HashMap<Gid, Lane>>,
+    lanes: Mutex<Ways>,
     ring_bytes: usize,
 }
 
@@ -86,8 +96,22 @@ impl Lanes {
     }
 
     pub(super) fn send(&self, packet: Packet, shared: &Shared) {
+        if self.send_if_there(packet, shared, None).is_err() {
+            add(&shared.counters.dropped);
+        }
+    }
+
+    /// Sends to a peer that is there, and gives the packet back if nobody is. One who was not there is not looked for again
+    /// before `again`.
+    pub(super) fn send_if_there(
+        &self,
+        packet: Packet,
+        shared: &Shared,
+        again: Option<Duration>,
+    ) -> Result<(), Packet> {
         let peer = packet.destination;
-        let mut lanes = self.lanes.lock();
+        let mut ways = self.lanes.lock();
+        let Ways { lanes, absent } = &mut *ways;
         let now = Instant::now();
         // What is sent again comes after a pause: by then the peer may be another one.
         if let Some(lane) = lanes.get_mut(&peer)
@@ -97,30 +121,43 @@ impl Lanes {
             lanes.remove(&peer);
         }
         if !lanes.contains_key(&peer) {
+            if let (Some(again), Some(at)) = (again, absent.get(&peer))
+                && now.duration_since(*at) < again
+            {
+                return Err(packet);
+            }
             match Lane::to(peer, self.ring_bytes, shared) {
-                Ok(lane) => drop(lanes.insert(peer, lane)),
+                Ok(lane) => {
+                    absent.remove(&peer);
+                    lanes.insert(peer, lane);
+                }
                 Err(error) => {
                     tracing::debug!(%error, ?peer, "nobody there");
-                    add(&shared.counters.dropped);
-                    return;
+                    if again.is_some() {
+                        if absent.len() >= MOST_ABSENT {
+                            absent.clear();
+                        }
+                        absent.insert(peer, now);
+                    }
+                    return Err(packet);
                 }
             }
         }
-        let Some(lane) = lanes.get_mut(&peer) else { return };
+        let Some(lane) = lanes.get_mut(&peer) else { return Err(packet) };
         if lane.waiting.len() >= WAITING || packet.payload.len() > MAX_PAYLOAD {
             add(&shared.counters.dropped);
-            return;
+            return Ok(());
         }
         lane.waiting.push_back(packet);
         if !lane.write(shared) {
             lanes.remove(&peer);
         }
+        Ok(())
     }
 
     /// Writes what waited for room, and wakes readers that sleep.
     pub(super) fn flush(&self, shared: &Shared) {
-        let mut lanes = self.lanes.lock();
-        lanes.retain(|_, lane| {
+        self.lanes.lock().lanes.retain(|_, lane| {
             let whole = lane.write(shared);
             lane.wake(shared);
             whole
@@ -129,6 +166,6 @@ impl Lanes {
 
     /// Forgets peers that have gone: what is sent to them next looks for whoever has their address then.
     pub(super) fn forget_dead(&self) {
-        self.lanes.lock().retain(|_, lane| !lane.is_dead());
+        self.lanes.lock().lanes.retain(|_, lane| !lane.is_dead());
     }
 }

@@ -19,16 +19,19 @@ mod lanes;
 mod receive;
 mod ring;
 
+use super::turns::Turns;
 use super::{Ingress, Link};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
 use crate::wire::{Gid, MalformedCounts, Packet, PayloadPool, Qpn, gid_of};
 use lanes::Lanes;
+use receive::Rings;
 use rustix::event::EventfdFlags;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::time::Duration;
 
 /// How to open a [`ShmLink`].
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +87,8 @@ pub struct ShmCounts {
     pub broken: u64,
 }
 
+/// How soon one is looked for again who was not there: well before a packet that was lost is sent again.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Payload buffers kept for reuse.
 const BUFFERS: usize = 64;
 
@@ -102,6 +107,8 @@ struct Shared {
     pool: Arc<PayloadPool>,
     ingress: Mutex<Option<Arc<dyn Ingress>>>,
     lanes: Lanes,
+    rings: Mutex<Rings>,
+    turns: Turns,
     counters: Counters,
     stop: AtomicBool,
 }
@@ -142,6 +149,8 @@ impl ShmLink {
             pool: PayloadPool::new(ring::MAX_PAYLOAD, BUFFERS),
             ingress: Mutex::new(None),
             lanes: Lanes::new(config.ring_bytes),
+            rings: Mutex::default(),
+            turns: Turns::default(),
             counters: Counters::default(),
             stop: AtomicBool::new(false),
         });
@@ -151,6 +160,14 @@ impl ShmLink {
         };
         let receiver = thread::Builder::new().name("roce-shm".to_owned()).spawn(body).map_err(resources)?;
         Ok(Self { shared, receiver: Some(receiver) })
+    }
+
+    /// Sends to a peer of this host, or gives the packet back: nobody here has its address.
+    ///
+    /// # Errors
+    /// The packet.
+    pub(super) fn send_if_there(&self, packet: Packet) -> Result<(), Packet> {
+        self.shared.lanes.send_if_there(packet, &self.shared, Some(AGAIN))
     }
 
     /// What was counted so far.
@@ -194,6 +211,29 @@ impl Link for ShmLink {
     }
     fn flush(&self) {
         self.shared.lanes.flush(&self.shared);
+    }
+    fn poll(&self) {
+        self.shared.turns.polled();
+        if let Some(mut rings) = self.shared.rings.try_lock() {
+            rings.turn(&self.shared);
+        }
+    }
+    fn rest(&self) {
+        if self.shared.turns.end() {
+            self.shared.ring_own_bell();
+        }
+    }
+    fn named_counts(&self) -> Vec<(&'static str, u64)> {
+        let ShmCounts { sent, dropped, received, bells, broken, .. } = self.counts();
+        let mut counts = vec![
+            ("shm_sent", sent),
+            ("shm_received", received),
+            ("shm_bells", bells),
+            ("shm_dropped_nobody_there", dropped),
+            ("shm_dropped_broken", broken),
+        ];
+        counts.extend(self.shared.counters.malformed.named());
+        counts
     }
     fn congested(&self, _peer: Gid, _qp: Qpn) {
         // Nothing here marks packets.

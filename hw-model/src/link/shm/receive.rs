@@ -1,84 +1,111 @@
-//! The receive thread: reads every ring that was handed over, and sleeps when all are empty.
+//! Reading the rings that were handed over; and the receive thread, which does when nobody else does, and sleeps when all
+//! are empty.
 
 use super::handshake::{self, Offer};
 use super::ring::{Broken, Reader};
 use super::{Shared, add, ring_bell};
+use crate::link::turns::TURN;
+use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::wire::{Gid, Malformed, Packet, parse_parts};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// Packets taken from one ring in its turn.
 const A_TURN: usize = 16;
-/// Looks at the rings before going to sleep: a microsecond or two.
-const SPINS: usize = 50;
+/// Looks at the rings before going to sleep: some microseconds, about what a wake costs.
+const SPINS: usize = 200;
 /// How often peers that have gone are looked for, while nothing else happens.
-const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A ring that we read.
 struct Incoming {
     from: Gid,
     reader: Reader,
+    ends: Arc<Ends>,
+    /// Its writer is not to be believed any more.
+    broken: bool,
+}
+
+/// What the receive thread sleeps at.
+struct Ends {
     stream: UnixStream,
     bell: OwnedFd,
     writer_bell: OwnedFd,
 }
 
+/// The rings that are read, by whoever has the lock.
 #[derive(Default)]
-struct Peers {
+pub(super) struct Rings {
     incoming: Vec<Incoming>,
-    /// Connections that have not said anything yet.
-    new: Vec<UnixStream>,
+    arrived: Vec<Packet>,
+}
+
+impl Rings {
+    /// Reads what is there and hands it over. Whether there was something.
+    pub(super) fn turn(&mut self, shared: &Shared) -> bool {
+        let mut some = false;
+        for peer in self.incoming.iter_mut().filter(|peer| !peer.broken) {
+            match read(peer, shared, &mut self.arrived) {
+                Ok(count) => some |= count > 0,
+                Err(broken) => {
+                    tracing::warn!(%broken, "a peer is given up");
+                    add(&shared.counters.broken);
+                    peer.broken = true;
+                }
+            }
+        }
+        if some {
+            let ingress = shared.ingress.lock().clone();
+            if let Some(ingress) = ingress {
+                ingress.deliver_all(&mut self.arrived);
+            }
+            self.arrived.clear();
+        }
+        some
+    }
+
+    fn has_more(&self) -> bool {
+        self.incoming.iter().any(|peer| peer.reader.has_more())
+    }
+
+    /// Announces that nobody reads until a bell rings, or that somebody does. Whether there is something all the same.
+    fn set_asleep(&self, asleep: bool) -> bool {
+        self.incoming.iter().fold(false, |more, peer| more | peer.reader.set_asleep(asleep))
+    }
 }
 
 pub(super) fn run(shared: &Shared) {
-    let mut peers = Peers::default();
-    let mut arrived = Vec::new();
+    // Connections that have not said anything yet.
+    let mut new = Vec::new();
     while !shared.stop.load(Ordering::Acquire) {
-        if turn(&mut peers, shared, &mut arrived) {
+        if shared.turns.are_theirs() {
+            sleep(&mut new, shared, Some(TURN));
+            shared.lanes.flush(shared);
+            continue;
+        }
+        let mut rings = shared.rings.lock();
+        rings.incoming.retain(|peer| !peer.broken);
+        if rings.turn(shared) {
             continue;
         }
         if (0..SPINS).any(|_| {
             std::hint::spin_loop();
-            peers.incoming.iter().any(|peer| peer.reader.has_more())
+            rings.has_more()
         }) {
             continue;
         }
-        let more = peers.incoming.iter().fold(false, |more, peer| more | peer.reader.set_asleep(true));
+        let more = rings.set_asleep(true);
+        drop(rings);
         if !more && !shared.stop.load(Ordering::Acquire) {
-            sleep(&mut peers, shared);
+            sleep(&mut new, shared, None);
         }
-        for peer in &peers.incoming {
-            peer.reader.set_asleep(false);
-        }
+        shared.rings.lock().set_asleep(false);
         shared.lanes.flush(shared);
     }
-}
-
-/// Reads what is there. Whether there was something.
-fn turn(peers: &mut Peers, shared: &Shared, arrived: &mut Vec<Packet>) -> bool {
-    let mut some = false;
-    peers.incoming.retain_mut(|peer| match read(peer, shared, arrived) {
-        Ok(count) => {
-            some |= count > 0;
-            true
-        }
-        Err(broken) => {
-            tracing::warn!(%broken, "a peer is given up");
-            add(&shared.counters.broken);
-            false
-        }
-    });
-    if some {
-        let ingress = shared.ingress.lock().clone();
-        if let Some(ingress) = ingress {
-            ingress.deliver_all(arrived);
-        }
-        arrived.clear();
-    }
-    some
 }
 
 fn read(peer: &mut Incoming, shared: &Shared, arrived: &mut Vec<Packet>) -> Result<usize, Broken> {
@@ -104,24 +131,33 @@ fn read(peer: &mut Incoming, shared: &Shared, arrived: &mut Vec<Packet>) -> Resu
     }
     if count > 0 && peer.reader.must_wake() {
         add(&shared.counters.bells);
-        ring_bell(&peer.writer_bell);
+        ring_bell(&peer.ends.writer_bell);
     }
     Ok(count)
 }
 
-/// Until a bell rings, somebody new comes, or somebody goes.
-fn sleep(peers: &mut Peers, shared: &Shared) {
+/// Until a bell rings, somebody new comes, somebody goes, or the time is over.
+fn sleep(new: &mut Vec<UnixStream>, shared: &Shared, time: Option<Duration>) {
+    let ends: Vec<Arc<Ends>> =
+        shared.rings.lock().incoming.iter().map(|peer| Arc::clone(&peer.ends)).collect();
     let mut sources =
         vec![PollFd::new(&shared.bell, PollFlags::IN), PollFd::new(&shared.listener, PollFlags::IN)];
-    sources.extend(peers.new.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
-    sources.extend(peers.incoming.iter().map(|peer| PollFd::new(&peer.bell, PollFlags::IN)));
-    sources.extend(peers.incoming.iter().map(|peer| PollFd::new(&peer.stream, PollFlags::IN)));
+    sources.extend(new.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
+    sources.extend(ends.iter().map(|ends| PollFd::new(&ends.bell, PollFlags::IN)));
+    sources.extend(ends.iter().map(|ends| PollFd::new(&ends.stream, PollFlags::IN)));
+    let nanoseconds = time.unwrap_or(LOOK).as_nanos();
+    let limit = Timespec {
+        tv_sec: (nanoseconds / 1_000_000_000) as i64,
+        tv_nsec: (nanoseconds % 1_000_000_000) as i64,
+    };
     // Interrupted is as good as woken.
-    let _ = poll(&mut sources, Some(&LOOK));
+    let _ = poll(&mut sources, Some(&limit));
     let events: Vec<bool> = sources.iter().map(|source| !source.revents().is_empty()).collect();
     drop(sources);
     if events.iter().all(|event| !event) {
-        shared.lanes.forget_dead();
+        if time.is_none() {
+            shared.lanes.forget_dead();
+        }
         return;
     }
     let empty = |bell: &OwnedFd| {
@@ -131,37 +167,39 @@ fn sleep(peers: &mut Peers, shared: &Shared) {
     if events[0] {
         empty(&shared.bell);
     }
-    let (waiting, rest) = (peers.new.len(), peers.incoming.len());
-    let (bells, streams) = (2 + waiting..2 + waiting + rest, 2 + waiting + rest..);
-    for (peer, _) in peers.incoming.iter().zip(&events[bells]).filter(|(_, rung)| **rung) {
-        empty(&peer.bell);
+    let (bells, streams) = events[2 + new.len()..].split_at(ends.len());
+    for (ends, _) in ends.iter().zip(bells).filter(|(_, rung)| **rung) {
+        empty(&ends.bell);
     }
     // A stream says nothing but that its peer has gone; what is left in the ring is still read first.
-    let mut gone = events[streams].iter();
-    peers.incoming.retain(|peer| !gone.next().copied().unwrap_or(false) || peer.reader.has_more());
-    for stream in std::mem::take(&mut peers.new) {
-        welcome(stream, peers, shared);
+    let is_gone =
+        |peer: &Incoming| ends.iter().zip(streams).any(|(ends, gone)| *gone && Arc::ptr_eq(ends, &peer.ends));
+    let mut rings = shared.rings.lock();
+    rings.incoming.retain(|peer| !is_gone(peer) || peer.reader.has_more());
+    for stream in std::mem::take(new) {
+        welcome(stream, new, &mut rings, shared);
     }
     while events[1]
         && let Ok((stream, _)) = shared.listener.accept()
     {
-        welcome(stream, peers, shared);
+        welcome(stream, new, &mut rings, shared);
     }
 }
 
 /// Opens the ring that a new connection brought, once it has.
-fn welcome(stream: UnixStream, peers: &mut Peers, shared: &Shared) {
+fn welcome(stream: UnixStream, new: &mut Vec<UnixStream>, rings: &mut Rings, shared: &Shared) {
     match handshake::take(stream) {
         Ok(Offer { stream, from, ring, reader_bell, writer_bell }) => match Reader::open(&ring) {
             Ok(reader) => {
-                peers.incoming.push(Incoming { from, reader, stream, bell: reader_bell, writer_bell })
+                let ends = Arc::new(Ends { stream, bell: reader_bell, writer_bell });
+                rings.incoming.push(Incoming { from, reader, ends, broken: false });
             }
             Err(error) => {
                 tracing::warn!(%error, "a ring is refused");
                 add(&shared.counters.broken);
             }
         },
-        Err((error, stream)) if error.kind() == io::ErrorKind::WouldBlock => peers.new.push(stream),
+        Err((error, stream)) if error.kind() == io::ErrorKind::WouldBlock => new.push(stream),
         Err((error, _)) => {
             tracing::warn!(%error, "a connection is refused");
             shared.counters.malformed.add(Malformed::Network);

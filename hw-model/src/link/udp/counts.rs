@@ -14,6 +14,13 @@ macro_rules! counters {
             pub malformed: u64,
         }
 
+        impl UdpCounts {
+            /// All but the malformed, with their names.
+            pub(super) fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((concat!("udp_", stringify!($name)), self.$name),)*]
+            }
+        }
+
         #[derive(Default)]
         pub(super) struct Counters {
             $(pub(super) $name: AtomicU64,)*

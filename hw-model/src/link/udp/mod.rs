@@ -27,6 +27,7 @@ mod sys;
 
 pub use counts::UdpCounts;
 
+use super::turns::Turns;
 use super::{Ingress, Link};
 use crate::hca::Time;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +36,7 @@ use crate::wire::{Gid, Packet, PayloadPool, Qpn, ROCE_PORT, gid_of};
 use counts::Counters;
 use group::Group;
 use outbox::Outbox;
+use receive::Reader;
 use rustix::event::EventfdFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -122,6 +124,8 @@ struct Shared {
     pool: Arc<PayloadPool>,
     ingress: Mutex<Option<Arc<dyn Ingress>>>,
     outbox: Outbox,
+    reader: Mutex<Reader>,
+    turns: Turns,
     counters: Counters,
     stop: AtomicBool,
     origin: Instant,
@@ -161,6 +165,8 @@ impl UdpLink {
             pool: PayloadPool::new(MAX_PAYLOAD as usize, BUFFERS),
             ingress: Mutex::new(None),
             outbox: Outbox::new(config.line_rate.max(1), offload),
+            reader: Mutex::new(Reader::new()),
+            turns: Turns::default(),
             counters: Counters::default(),
             stop: AtomicBool::new(false),
             origin: Instant::now(),
@@ -260,6 +266,22 @@ impl Link for UdpLink {
     }
     fn flush(&self) {
         self.shared.flush();
+    }
+    fn poll(&self) {
+        self.shared.turns.polled();
+        if let Some(mut reader) = self.shared.reader.try_lock() {
+            reader.turn(&self.shared);
+        }
+    }
+    fn rest(&self) {
+        if self.shared.turns.end() {
+            self.shared.ring();
+        }
+    }
+    fn named_counts(&self) -> Vec<(&'static str, u64)> {
+        let mut counts = self.counts().named();
+        counts.extend(self.shared.counters.malformed.named());
+        counts
     }
     fn congested(&self, peer: Gid, qp: Qpn) {
         self.shared.outbox.notify(peer, qp, &self.shared);

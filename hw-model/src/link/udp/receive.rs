@@ -1,10 +1,12 @@
-//! The receive thread: sleeps until something arrives, or until something that waits may be sent.
+//! Reading the sockets; and the receive thread, which does when nobody else does, and sleeps until something arrives or
+//! until something that waits may be sent.
 
 use super::Shared;
 use super::counts::add;
 use super::group::Group;
-use super::sys::{ReceiveBuffers, Received};
+use super::sys::{RECEIVE_BYTES, ReceiveBuffers, Received};
 use crate::hca::Time;
+use crate::link::turns::TURN;
 use crate::sync::atomic::Ordering;
 use crate::wire::{
     Checked, Content, Flow, GlobalRoute, Identification, Malformed, Packet, check_icrc, gid_of, parse,
@@ -18,28 +20,49 @@ use std::os::fd::AsFd;
 /// Receives a call.
 const MESSAGES: usize = 8;
 
-pub(super) fn run(shared: &Shared) {
-    let mut buffers = ReceiveBuffers::new(MESSAGES);
-    let mut arrived = Vec::new();
-    let mut groups = Vec::new();
-    while !shared.stop.load(Ordering::Acquire) {
+/// Receives that are smaller are copied out of their buffers, which their packets would keep.
+const KEPT: usize = RECEIVE_BYTES / 4;
+
+/// What reading needs.
+pub(super) struct Reader {
+    buffers: ReceiveBuffers,
+    arrived: Vec<Packet>,
+    groups: Vec<Group>,
+}
+
+impl Reader {
+    pub(super) fn new() -> Self {
+        Self { buffers: ReceiveBuffers::new(MESSAGES), arrived: Vec::new(), groups: Vec::new() }
+    }
+
+    /// Takes what is there and hands it over. How many receives of one socket, at most.
+    pub(super) fn turn(&mut self, shared: &Shared) -> usize {
+        let Self { buffers, arrived, groups } = self;
         if shared.regroup.swap(false, Ordering::AcqRel) {
             groups.clone_from(&*shared.groups.lock());
         }
-        let mut most = receive((&shared.socket, shared.address), shared, &mut buffers, &mut arrived);
-        for group in &groups {
-            most = most.max(receive((&group.socket, group.address), shared, &mut buffers, &mut arrived));
+        let mut most = receive((&shared.socket, shared.address), shared, buffers, arrived);
+        for group in groups {
+            most = most.max(receive((&group.socket, group.address), shared, buffers, arrived));
         }
         if !arrived.is_empty() {
             let ingress = shared.ingress.lock().clone();
             if let Some(ingress) = ingress {
-                ingress.deliver_all(&mut arrived);
+                ingress.deliver_all(arrived);
             }
             arrived.clear();
         }
+        most
+    }
+}
+
+pub(super) fn run(shared: &Shared) {
+    while !shared.stop.load(Ordering::Acquire) {
+        let theirs = shared.turns.are_theirs();
+        let most = if theirs { 0 } else { shared.reader.lock().turn(shared) };
         shared.flush();
         if most < MESSAGES {
-            sleep(shared, &groups);
+            sleep(shared, theirs);
         }
     }
 }
@@ -86,7 +109,7 @@ fn take(message: &Received<'_>, destination: IpAddr, shared: &Shared, arrived: &
         shared.counters.malformed.add(Malformed::Truncated);
     }
     for (index, content) in message.bytes.chunks(message.segment.max(1)).enumerate() {
-        match packet(&flow, route, index as u16, content, shared) {
+        match packet(&flow, route, index as u16, content, message, shared) {
             Ok(packet) => arrived.extend(packet),
             Err(reason) => {
                 shared.counters.malformed.add(reason);
@@ -102,6 +125,7 @@ fn packet(
     route: GlobalRoute,
     index: u16,
     content: &[u8],
+    message: &Received<'_>,
     shared: &Shared,
 ) -> Result<Option<Packet>, Malformed> {
     let checked = check_icrc(flow, Identification::Likely(index), content)?;
@@ -119,17 +143,24 @@ fn packet(
         add(&shared.counters.notifications_received, 1);
         shared.outbox.notified(gid_of(flow.source), shared.now());
     }
+    if message.bytes.len() >= KEPT {
+        return Ok(content.into_part(message.whole));
+    }
     content.into_packet(&shared.pool)
 }
 
-/// Until something arrives, the bell rings, or what waits may go.
-fn sleep(shared: &Shared, groups: &[Group]) {
+/// Until something arrives (which is of no interest while it is others' turn to read), the bell rings, or what waits may go.
+fn sleep(shared: &Shared, theirs: bool) {
     let (due, blocked) = shared.outbox.waits();
-    let events = if blocked { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+    let mut events = if theirs { PollFlags::empty() } else { PollFlags::IN };
+    events.set(PollFlags::OUT, blocked);
+    let groups = if theirs { Vec::new() } else { shared.groups.lock().clone() };
     let own = [PollFd::new(&shared.bell, PollFlags::IN), PollFd::new(&shared.socket, events)];
     let others = groups.iter().map(|group| PollFd::new(&*group.socket, PollFlags::IN));
     let mut sources: Vec<PollFd<'_>> = own.into_iter().chain(others).collect();
-    let timeout = due.map(|Time(due)| due.saturating_sub(shared.now().0)).map(|nanoseconds| Timespec {
+    let due = due.map(|Time(due)| due.saturating_sub(shared.now().0));
+    let turn = theirs.then_some(TURN.as_nanos() as u64);
+    let timeout = due.into_iter().chain(turn).min().map(|nanoseconds| Timespec {
         tv_sec: (nanoseconds / 1_000_000_000) as i64,
         tv_nsec: (nanoseconds % 1_000_000_000) as i64,
     });

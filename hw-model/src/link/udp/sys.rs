@@ -5,6 +5,8 @@
 //! as far as it says it wrote.
 #![allow(unsafe_code)]
 
+use crate::sync::Arc;
+use crate::wire::{PayloadPool, WholeBuffer};
 use std::io::{self, IoSlice};
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -12,7 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 /// The largest content that a receive takes: the largest datagram there is, or that many joined by the kernel.
-const RECEIVE_BYTES: usize = 1 << 16;
+pub(super) const RECEIVE_BYTES: usize = 1 << 16;
 /// Room for control messages: three numbers, each with its header.
 const CONTROL_BYTES: usize = 128;
 
@@ -172,6 +174,8 @@ fn address_of(storage: &libc::sockaddr_storage, length: libc::socklen_t) -> Opti
 pub(super) struct Received<'a> {
     pub(super) source: SocketAddr,
     pub(super) bytes: &'a [u8],
+    /// Where they are, from its beginning on.
+    pub(super) whole: &'a WholeBuffer,
     /// Bytes of each datagram, the last of which may be shorter.
     pub(super) segment: usize,
     /// More came than there was room for.
@@ -182,7 +186,8 @@ pub(super) struct Received<'a> {
 
 /// Room for what arrives.
 pub(super) struct ReceiveBuffers {
-    bytes: Vec<u8>,
+    pool: Arc<PayloadPool>,
+    wholes: Vec<WholeBuffer>,
     slots: Vec<Slot>,
     parts: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
@@ -198,15 +203,22 @@ impl ReceiveBuffers {
         let address: libc::sockaddr_storage = unsafe { zeroed() };
         let slots = (0..messages).map(|_| Slot { address, control: Control([0; CONTROL_BYTES]) }).collect();
         let (parts, headers) = (Vec::with_capacity(messages), Vec::with_capacity(messages));
-        Self { bytes: vec![0; messages * RECEIVE_BYTES], slots, parts, headers }
+        let pool = PayloadPool::new(RECEIVE_BYTES, 2 * messages);
+        let wholes = (0..messages).map(|_| pool.take_whole()).collect();
+        Self { pool, wholes, slots, parts, headers }
     }
 
     /// Takes what is there, without waiting. How many of them.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.parts.clear();
         self.headers.clear();
-        for chunk in self.bytes.chunks_exact_mut(RECEIVE_BYTES) {
-            self.parts.push(libc::iovec { iov_base: chunk.as_mut_ptr().cast(), iov_len: chunk.len() });
+        for whole in &mut self.wholes {
+            if whole.bytes_mut().is_none() {
+                // Packets of the last time are still on their way.
+                *whole = self.pool.take_whole();
+            }
+            let bytes = whole.bytes_mut().unwrap_or_default();
+            self.parts.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
         }
         for (slot, part) in self.slots.iter_mut().zip(&mut self.parts) {
             // SAFETY: all zeros is a valid value of this C struct.
@@ -243,11 +255,12 @@ impl ReceiveBuffers {
         let header = self.headers.get(index)?;
         let slot = &self.slots[index];
         let length = (header.msg_len as usize).min(RECEIVE_BYTES);
-        let bytes = &self.bytes[index * RECEIVE_BYTES..][..length];
+        let whole = &self.wholes[index];
+        let bytes = &whole.bytes()[..length];
         let source = address_of(&slot.address, header.msg_hdr.msg_namelen)?;
         let truncated = header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
         let mut received =
-            Received { source, bytes, segment: length, truncated, traffic_class: 0, hop_limit: 0 };
+            Received { source, bytes, whole, segment: length, truncated, traffic_class: 0, hop_limit: 0 };
         read_control(&slot.control, header.msg_hdr.msg_controllen, &mut received);
         Some(received)
     }
