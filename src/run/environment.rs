@@ -1,6 +1,6 @@
 //! What the library is told, in environment variables.
 
-use super::Args;
+use super::{Args, LinkChoice};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
@@ -14,6 +14,9 @@ pub(super) fn variables(args: &Args, library: &Path) -> Vec<(&'static str, OsStr
         ("ANYPAGE_DEVICES", args.devices.to_string().into()),
         ("ANYPAGE_RUNG", args.rung.word().into()),
     ];
+    if args.link == LinkChoice::Udp {
+        variables.push(("ANYPAGE_LINK", "udp".into()));
+    }
     if args.cold {
         variables.push(("ANYPAGE_COLD", "1".into()));
     }

@@ -30,6 +30,15 @@ pub enum RungChoice {
     Poll,
 }
 
+/// What carries packets between processes of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LinkChoice {
+    /// Shared memory.
+    Auto,
+    /// RoCEv2 over UDP, as between hosts.
+    Udp,
+}
+
 impl RungChoice {
     fn word(self) -> &'static str {
         match self {
@@ -49,6 +58,9 @@ pub struct Args {
     /// The strongest way of learning of changes of memory that is tried; weaker ones are fallen back to, and named.
     #[arg(long, value_enum, default_value_t = RungChoice::Exact)]
     rung: RungChoice,
+    /// What carries packets between processes of this host that are all started so.
+    #[arg(long, value_enum, default_value_t = LinkChoice::Auto)]
+    link: LinkChoice,
     /// On-demand regions begin with no page mapped, and a fault brings in what it is about and no more: faults can be counted.
     #[arg(long)]
     cold: bool,

@@ -6,13 +6,16 @@
 use crate::errno::Errno;
 use crate::objects::{Faces, FileName};
 use crate::report;
-use crate::settings::{PLAN, Settings, complain};
+use crate::settings::{LinkChoice, PLAN, Settings, complain};
 use hw_model::bus::{Acs, Bus, DeviceSpec, PortId};
 use hw_model::fault_plan::Points;
 use hw_model::hca::HcaConfig;
 use hw_model::iommu::{Domain, DomainConfig};
-use hw_model::link::{Link, OpenUdpError, PcapLink, PlannedLink, UdpConfig, UdpLink};
+use hw_model::link::{
+    Link, NearbyLink, OpenUdpError, PcapLink, PlannedLink, ShmConfig, ShmLink, UdpConfig, UdpLink,
+};
 use hw_model::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use hw_model::wire::ip_of;
 use mr::device::model::{FaultPolicy, ModelConfig, ModelDevice};
 use mr::dma::DmaConfig;
 use mr::plan::{Plan, ProcessPlan};
@@ -127,7 +130,7 @@ impl Process {
             dma: DmaConfig { points: points.clone(), ..DmaConfig::default() },
             faults: if settings().cold { COLD_FAULTS } else { FaultPolicy::default() },
         };
-        let link: Arc<dyn Link> = Arc::new(PlannedLink::new(next_free_address()?, points));
+        let link: Arc<dyn Link> = Arc::new(PlannedLink::new(link()?, points));
         // Outside of the plan: what it loses is not written down as received, and is as sent.
         let link = match &settings().pcap {
             Some(beginning) => {
@@ -195,6 +198,22 @@ fn capture(beginning: &Path, device: &str) -> std::path::PathBuf {
     let mut name = beginning.as_os_str().to_owned();
     name.push(format!("{}-{device}.pcap", std::process::id()));
     name.into()
+}
+
+/// A link of its own: over UDP, and through shared memory to other processes of this host that have our library, unless
+/// the environment says otherwise.
+fn link() -> Result<Arc<dyn Link>, OpenUdpError> {
+    let udp = next_free_address()?;
+    if settings().link == LinkChoice::Udp {
+        return Ok(Arc::new(udp));
+    }
+    match ShmLink::open(&ShmConfig::at(ip_of(udp.address()))) {
+        Ok(shm) => Ok(Arc::new(NearbyLink::new(udp, shm))),
+        Err(error) => {
+            complain(&format!("no memory is shared with other processes: {error}"));
+            Ok(Arc::new(udp))
+        }
+    }
 }
 
 /// The first loopback address whose RoCE port nobody has, from 127.0.0.2 on.

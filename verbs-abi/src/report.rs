@@ -44,6 +44,9 @@ fn text(process: &Process, ended: bool) -> String {
         for (name, count) in device.hca().stats().named() {
             line(format_args!("count {name} {count}\n"));
         }
+        for (name, count) in device.hca().link_counts() {
+            line(format_args!("count {name} {count}\n"));
+        }
     }
     let stats = space.stats();
     for (name, count) in [

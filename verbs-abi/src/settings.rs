@@ -14,17 +14,29 @@ pub(crate) const PLAN: &str = "ANYPAGE_PLAN";
 pub(crate) const COLD: &str = "ANYPAGE_COLD";
 /// The beginning of the names of files that packets are written to: the process's number and the device's name follow.
 pub(crate) const PCAP: &str = "ANYPAGE_PCAP";
+/// `udp` or `auto`: what carries packets to another process of this host that has our library; `auto` is shared memory.
+pub(crate) const LINK: &str = "ANYPAGE_LINK";
 /// A directory in which each process leaves a report when it ends.
 pub(crate) const REPORT: &str = "ANYPAGE_REPORT";
 
 /// Most devices of a process.
 const MOST_DEVICES: usize = 16;
 
+/// What carries packets between processes of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinkChoice {
+    /// Shared memory, where both have our library.
+    Auto,
+    /// RoCEv2 over UDP, as between hosts.
+    Udp,
+}
+
 /// What the environment asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) devices: usize,
     pub(crate) rung: Rung,
+    pub(crate) link: LinkChoice,
     pub(crate) cold: bool,
     pub(crate) plan: Option<PathBuf>,
     pub(crate) pcap: Option<PathBuf>,
@@ -58,9 +70,17 @@ impl Settings {
                 Rung::Events
             }
         };
+        let link = match text(LINK).as_deref() {
+            None | Some("auto") => LinkChoice::Auto,
+            Some("udp") => LinkChoice::Udp,
+            Some(value) => {
+                complain(&format!("{LINK}={value} is none of auto, udp; auto it is"));
+                LinkChoice::Auto
+            }
+        };
         let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let cold = path(COLD).is_some();
-        Self { devices, rung, cold, plan: path(PLAN), pcap: path(PCAP), report: path(REPORT) }
+        Self { devices, rung, link, cold, plan: path(PLAN), pcap: path(PCAP), report: path(REPORT) }
     }
 }
 
@@ -81,8 +101,15 @@ mod tests {
 
     #[test]
     fn an_empty_environment_gives_one_device_and_changes_nothing_in_the_process() {
-        let expected =
-            Settings { devices: 1, rung: Rung::Events, cold: false, plan: None, pcap: None, report: None };
+        let expected = Settings {
+            devices: 1,
+            rung: Rung::Events,
+            link: LinkChoice::Auto,
+            cold: false,
+            plan: None,
+            pcap: None,
+            report: None,
+        };
         assert_eq!(settings(&[]), expected);
     }
 
@@ -92,13 +119,17 @@ mod tests {
         let heard = settings(&[
             (DEVICES, "3"),
             (RUNG, "exact"),
+            (LINK, "udp"),
             (COLD, "1"),
             (PLAN, "p.toml"),
             (PCAP, "c"),
             (REPORT, "/tmp"),
         ]);
         let (plan, pcap, report) = (path("p.toml"), path("c"), path("/tmp"));
-        assert_eq!(heard, Settings { devices: 3, rung: Rung::Exact, cold: true, plan, pcap, report });
+        assert_eq!(
+            heard,
+            Settings { devices: 3, rung: Rung::Exact, link: LinkChoice::Udp, cold: true, plan, pcap, report }
+        );
     }
 
     #[test]
@@ -107,6 +138,7 @@ mod tests {
             assert_eq!(settings(&[(DEVICES, value)]).devices, 1, "{value}");
         }
         assert_eq!(settings(&[(RUNG, "best")]).rung, Rung::Events);
+        assert_eq!(settings(&[(LINK, "tcp")]).link, LinkChoice::Auto);
         assert_eq!(settings(&[(PLAN, "")]).plan, None);
     }
 }

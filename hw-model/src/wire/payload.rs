@@ -38,11 +38,9 @@ impl PayloadPool {
         if len == 0 {
             return Payload::EMPTY;
         }
-<<<<<<< HEAD
         if len <= SMALL {
             return Payload { content: Content::Small([0; SMALL]), len };
         }
-=======
         Payload { content: Content::Bytes(self.buffer()), len }
     }
 
@@ -53,7 +51,6 @@ impl PayloadPool {
     }
 
     fn buffer(self: &Arc<Self>) -> Buffer {
->>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
         let reused = self.free.lock().pop();
         let bytes = reused.unwrap_or_else(|| vec![0; self.buffer_bytes].into_boxed_slice());
         Buffer { bytes, pool: Arc::clone(self) }
@@ -162,11 +159,7 @@ impl Payload {
     pub(crate) fn loan(&self) -> Option<&Loan> {
         match &self.content {
             Content::Lent(loan) => Some(loan),
-<<<<<<< HEAD
-            Content::Nothing | Content::Small(_) | Content::Bytes(_) => None,
-=======
-            Content::Nothing | Content::Bytes(_) | Content::Part { .. } => None,
->>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
+            Content::Nothing | Content::Small(_) | Content::Bytes(_) | Content::Part { .. } => None,
         }
     }
 
@@ -206,12 +199,8 @@ impl DerefMut for Payload {
             *self = self.clone();
         }
         match &mut self.content {
-<<<<<<< HEAD
-            Content::Nothing => &mut [],
-            Content::Small(bytes) => &mut bytes[..self.len],
-=======
             Content::Nothing | Content::Part { .. } => &mut [],
->>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
+            Content::Small(bytes) => &mut bytes[..self.len],
             Content::Bytes(buffer) => &mut buffer.bytes[..self.len],
             Content::Lent(_) => panic!("{LENT}"),
         }
@@ -271,7 +260,22 @@ mod tests {
     }
 
     #[test]
-<<<<<<< HEAD
+    fn a_part_of_a_buffer_keeps_the_buffer_and_is_written_to_as_a_copy() {
+        let pool = PayloadPool::new(256, 2);
+        let mut whole = pool.take_whole();
+        whole.bytes_mut().expect("nobody else has it").fill(5);
+        let (mut first, second) = (whole.part(1..101), whole.part(101..256));
+        assert!(whole.bytes_mut().is_none(), "what arrives next would change what has arrived");
+        first[0] = 9;
+        assert_eq!((first[0], first[99], second[0]), (9, 5, 5));
+        assert_eq!(whole.bytes()[1], 5, "one payload would change another");
+        drop(second);
+        assert!(whole.bytes_mut().is_some());
+        drop((first, whole));
+        assert_eq!(pool.idle(), 2);
+    }
+
+    #[test]
     fn a_small_payload_takes_no_buffer() {
         let pool = PayloadPool::new(256, 2);
         for len in [0, 1, 64] {
@@ -280,27 +284,6 @@ mod tests {
             let copy = payload.clone();
             assert_eq!((&payload[..], &copy[..]), (&[7; 64][..len], &[7; 64][..len]));
         }
-=======
-    fn a_part_of_a_buffer_keeps_the_buffer_and_is_written_to_as_a_copy() {
-        let pool = PayloadPool::new(8, 2);
-        let mut whole = pool.take_whole();
-        whole.bytes_mut().expect("nobody else has it").copy_from_slice(&[0, 1, 2, 3, 4, 5, 6, 7]);
-        let (mut first, second) = (whole.part(1..4), whole.part(4..8));
-        assert!(whole.bytes_mut().is_none(), "what arrives next would change what has arrived");
-        first[0] = 9;
-        assert_eq!((&first[..], &second[..]), (&[9, 2, 3][..], &[4, 5, 6, 7][..]));
-        assert_eq!(whole.bytes()[1], 1, "one payload would change another");
-        drop(second);
-        assert!(whole.bytes_mut().is_some());
-        drop((first, whole));
-        assert_eq!(pool.idle(), 2);
-    }
-
-    #[test]
-    fn an_empty_payload_takes_no_buffer() {
-        let pool = PayloadPool::new(64, 2);
-        assert!(pool.take(0).is_empty());
->>>>>>> eb109f5 (Let threads that poll read the link, and keep what arrived where it arrived: two wakes and a copy less)
         assert_eq!(pool.idle(), 0);
     }
 }
