@@ -46,6 +46,32 @@ fn every_operation_arrives_over_either_link_and_every_byte_is_right() {
 }
 
 #[test]
+fn atomics_over_several_queue_pairs_add_up_and_are_reported_as_json() {
+    for via in ["udp", "shm"] {
+        let arguments =
+            ["atomic", "--via", via, "--iterations", "1000", "--qps", "3", "--depth", "4", "--json"];
+        let said = run(&["--json"], &arguments);
+        for output in &said {
+            assert!(output.status.success(), "{via}: {}", text(output));
+            let found: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            assert_eq!(found["operation"], "atomic");
+            assert_eq!((&found["qps"], &found["depth"]), (&3.into(), &4.into()));
+            // 12 words, of which each was added to 83 or 84 times.
+            assert_eq!((&found["verified_bytes"], &found["wrong_bytes"]), (&96.into(), &0.into()), "{found}");
+            assert!(
+                found["link"][format!("{via}_sent")].as_u64().is_some_and(|sent| sent >= 1000),
+                "{found}"
+            );
+        }
+        let found: serde_json::Value = serde_json::from_slice(&said[1].stdout).expect("JSON");
+        let latency = &found["measured"]["latency"];
+        assert!(
+            latency["p50_ns"].as_u64() > Some(0) && latency["p50_ns"].as_u64() <= latency["p99_ns"].as_u64()
+        );
+    }
+}
+
+#[test]
 fn a_lossy_way_is_survived_and_written_down() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     let path = file.path().to_str().expect("a name");
@@ -66,7 +92,8 @@ fn what_cannot_be_is_refused_with_a_word_of_why() {
         assert!(text(&output).contains(word), "{arguments:?}: {}", text(&output));
     };
     fails(&["write", "--loss", "1"], 2, "--listen");
-    fails(&["atomic", "--connect", "127.0.0.2"], 2, "one process");
+    fails(&["atomic", "--connect", "127.0.0.2", "--size", "16"], 2, "8 bytes");
+    fails(&["write", "--connect", "127.0.0.2", "--qps", "257"], 2, "--qps");
     fails(&["--listen", "--connect", "127.0.0.1"], 2, "cannot be used with");
     fails(&["write", "--connect", "127.0.0.2", "--size", "65M"], 2, "64M");
     fails(&["write", "--connect", "127.0.0.2", "--loss", "51"], 2, "--loss");

@@ -27,13 +27,15 @@ const SHARED_MTU: u32 = 16 << 10;
 const AHEAD: u32 = 512 << 10;
 /// How often a request is sent again without progress, where packets are lost on purpose.
 const PATIENT: u8 = 100;
+/// Bytes of what an atomic works on.
+pub const WORD: u64 = 8;
 /// Bytes filled and compared at a time.
 const BLOCK: usize = 64 << 10;
 
 /// One side of the measurement.
 pub struct End {
     pub device: Arc<ModelDevice>,
-    pub qp: Arc<QueuePair>,
+    pub qps: Vec<Arc<QueuePair>>,
     pub cq: Arc<CompletionQueue>,
     pub region: Arc<dyn Region>,
     memory: Arc<OwnedMemory>,
@@ -132,29 +134,47 @@ impl End {
         let config = ModelConfig { hca, ..ModelConfig::default() };
         let device = ModelDevice::threaded("perf", port, link, config).map_err(setup("a device"))?;
         let pd = device.alloc_model_pd().map_err(setup("a protection domain"))?;
-        let bytes = (u64::from(plan.size) * u64::from(plan.window)).next_multiple_of(4096);
+        let bytes = plan.bytes().next_multiple_of(4096);
         let memory = Arc::new(OwnedMemory::new(&space, bytes).map_err(setup("memory"))?);
         let options = if args.odp { RegisterOptions::on_demand() } else { RegisterOptions::pinned() };
+        let options = options.with_access(options.access | Access::REMOTE_ATOMIC);
         let region = Arc::clone(&pd).register(&memory.user_range(), options).map_err(setup("the region"))?;
-        let cq = device.hca().create_cq(1024).map_err(setup("a completion queue"))?;
-        let access = Access::REMOTE_WRITE | Access::REMOTE_READ;
-        let spec = QpSpec { access, ..QpSpec::new(pd.handle(), &cq) };
-        let qp = device.hca().create_qp(&spec).map_err(setup("a queue pair"))?;
-        Ok(Self { device, qp, cq, region, memory, address })
+        let cq = device.hca().create_cq(2 * plan.depth * plan.qps).map_err(setup("a completion queue"))?;
+        let spec = QpSpec {
+            access: Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC,
+            max_send_requests: plan.depth,
+            max_recv_requests: plan.depth,
+            ..QpSpec::new(pd.handle(), &cq)
+        };
+        let qps = (0..plan.qps).map(|_| device.hca().create_qp(&spec));
+        let qps = qps.collect::<Result<_, _>>().map_err(setup("a queue pair"))?;
+        Ok(Self { device, qps, cq, region, memory, address })
     }
 
     /// What the other side must know of this one.
     pub fn endpoint(&self) -> Endpoint {
-        let QpAddress { qpn, psn, .. } = self.qp.address();
+        let of = |qp: &Arc<QueuePair>| (qp.address().qpn.0, qp.address().psn.get());
+        let qps = self.qps.iter().map(of).collect();
         let (key, region) = (self.region.key().0, self.region.address().0);
-        Endpoint { address: self.address, qpn: qpn.0, psn: psn.get(), key, region }
+        Endpoint { address: self.address, qps, key, region }
     }
 
-    /// Connects the queue pair.
+    /// Connects each queue pair to one of the peer's.
     pub fn connect(&self, peer: &Endpoint) -> Result<(), PerfError> {
-        let (qpn, psn) = (Qpn(peer.qpn & 0xff_ffff), Psn::new(peer.psn));
-        let peer = QpAddress { gid: gid_of(peer.address), qpn, psn };
-        self.qp.connect(peer).map_err(setup("the queue pair does not connect"))
+        if peer.qps.len() != self.qps.len() {
+            return Err(PerfError::Peer { said: format!("it has {} queue pairs", peer.qps.len()) });
+        }
+        for (qp, (qpn, psn)) in self.qps.iter().zip(&peer.qps) {
+            let (qpn, psn) = (Qpn(qpn & 0xff_ffff), Psn::new(*psn));
+            let peer = QpAddress { gid: gid_of(peer.address), qpn, psn };
+            qp.connect(peer).map_err(setup("a queue pair does not connect"))?;
+        }
+        Ok(())
+    }
+
+    /// The queue pair of a message.
+    pub fn qp(&self, message: u64) -> &QueuePair {
+        &self.qps[(message % self.qps.len() as u64) as usize]
     }
 
     /// The place of a message in the own region.
@@ -178,6 +198,19 @@ impl End {
             wrong += block.iter().zip(&expected).filter(|(a, b)| a != b).count() as u64;
             Ok(())
         })?;
+        Ok(wrong)
+    }
+
+    /// How many bytes of the words at the beginning of the region, one a place, are not what adding 1 to one after the other
+    /// made of them, `added` times in all.
+    pub fn wrong_sums(&self, places: u64, added: u64) -> Result<u64, PerfError> {
+        let mut wrong = 0;
+        for place in 0..places {
+            let mut word = [0; WORD as usize];
+            self.memory.read_at(place * WORD, &mut word).map_err(setup("the own memory"))?;
+            let expected = (added / places + u64::from(place < added % places)).to_le_bytes();
+            wrong += word.iter().zip(expected).filter(|(a, b)| **a != *b).count() as u64;
+        }
         Ok(wrong)
     }
 }

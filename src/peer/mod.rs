@@ -6,9 +6,11 @@
 
 mod end;
 mod network;
+mod report;
 mod run;
 
-pub use run::{Summary, run};
+pub use report::{Measured, Report};
+pub use run::run;
 
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -17,7 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What moves the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
     /// RDMA writes to the side that listens.
@@ -26,10 +28,12 @@ pub enum Operation {
     Read,
     /// Sends to it.
     Send,
+    /// Fetch and add, on one of its words after the other.
+    Atomic,
 }
 
 /// What carries it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Via {
     /// RoCEv2 over UDP, port 4791.
@@ -47,8 +51,12 @@ pub struct Args {
     pub size: u32,
     /// Messages.
     pub iterations: u64,
-    /// Messages under way at a time.
-    pub window: u32,
+    /// Queue pairs.
+    pub qps: u32,
+    /// Messages under way at a time on each.
+    pub depth: u32,
+    /// Print what was found as JSON.
+    pub json: bool,
     /// Register this side's memory on demand.
     pub odp: bool,
     /// Where the other side is, and what lies between.
@@ -187,9 +195,13 @@ fn setup<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 /// this machine, or the other side, cannot.
 pub fn main(args: &Args) -> ExitCode {
     match run(args) {
-        Ok(summary) => {
-            println!("{summary}");
-            ExitCode::from(u8::from(summary.wrong_bytes > 0))
+        Ok(report) => {
+            if args.json {
+                println!("{}", serde_json::to_string_pretty(&report).expect("the report is plain data"));
+            } else {
+                println!("{report}");
+            }
+            ExitCode::from(u8::from(report.wrong_bytes > 0))
         }
         Err(error) => {
             let code = error.exit_code();

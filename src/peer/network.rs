@@ -8,7 +8,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// The longest line.
-const LINE: u64 = 4096;
+const LINE: u64 = 64 << 10;
 /// How long the side that connects tries, and how long an answer may take: the other side may move much data meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -25,21 +25,32 @@ pub struct Plan {
     pub size: u32,
     /// Messages.
     pub iterations: u64,
-    /// Messages under way at a time.
-    pub window: u32,
+    /// Queue pairs.
+    pub qps: u32,
+    /// Messages under way at a time on each.
+    pub depth: u32,
     /// Payload of a full packet.
     pub mtu: u32,
 }
 
+impl Plan {
+    /// Messages that both regions have places for.
+    pub fn places(&self) -> u64 {
+        u64::from(self.depth) * u64::from(self.qps)
+    }
+    /// Bytes of both regions that messages go to.
+    pub fn bytes(&self) -> u64 {
+        self.places() * u64::from(self.size)
+    }
+}
+
 /// What one side must know of the other, said by both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The address of its port.
     pub address: IpAddr,
-    /// Its queue pair.
-    pub qpn: u32,
-    /// The first sequence number that it sends.
-    pub psn: u32,
+    /// Its queue pairs: the number of each, and the first sequence number that it sends.
+    pub qps: Vec<(u32, u32)>,
     /// The key of its region.
     pub key: u32,
     /// Where the region begins, as the key names it.

@@ -1,61 +1,35 @@
 //! The course of a measurement, on either side.
 
-use super::end::{End, mtu, open, remote, wrap};
+use super::end::{End, WORD, mtu, open, remote, wrap};
 use super::network::{Done, Endpoint, Plan, Talk};
-use super::{Args, Operation, PerfError, Via, setup};
+use super::report::{Measured, Report};
+use super::{Args, Operation, PerfError, setup};
+use crate::perf::Latency;
+use hdrhistogram::Histogram;
 use hw_model::hca::{Completion, RecvRequest, SendRequest, Status};
-use std::fmt;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Of the conversation.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Queue pairs and messages under way, and bytes of memory, that one who listens grants.
+const MOST_QPS: u32 = 256;
+const MOST_DEPTH: u32 = 256;
+const MOST_BYTES: u64 = 16 << 30;
 /// A message that takes longer than this never comes.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What one side found.
-#[derive(Clone, Copy, Debug)]
-pub struct Summary {
-    plan: Plan,
-    /// How long the messages took; the side that listens does not know.
-    elapsed: Option<Duration>,
-    /// Bytes that were looked at.
-    pub verified_bytes: u64,
-    /// Of those, bytes that were not as they should be.
-    pub wrong_bytes: u64,
-    packets: u64,
-    retries: u64,
-    faults: u64,
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { operation, via, size, iterations, mtu, .. } = self.plan;
-        let name = format!("{operation:?}").to_lowercase();
-        let way = match via {
-            Via::Udp => "UDP",
-            Via::Shm => "shared memory",
-        };
-        writeln!(f, "{iterations} x {name} of {size} bytes over {way}, path MTU {mtu}")?;
-        if let Some(elapsed) = self.elapsed {
-            let seconds = elapsed.as_secs_f64().max(1e-9);
-            let bytes = iterations as f64 * f64::from(size);
-            let (rate, each) = (bytes / seconds / 1e6, seconds / iterations as f64 * 1e6);
-            writeln!(f, "{rate:.1} MB/s, {each:.2} us a message, {seconds:.3} s")?;
-        }
-        writeln!(
-            f,
-            "{} packets sent, {} times sent again, {} page faults",
-            self.packets, self.retries, self.faults
-        )?;
-        write!(f, "{} bytes verified, {} wrong", self.verified_bytes, self.wrong_bytes)
-    }
-}
+/// How long it is polled before it is waited.
+const SPIN: Duration = Duration::from_micros(100);
+/// Completions taken at a time.
+const BATCH: usize = 64;
+/// Significant digits of latencies.
+const DIGITS: u8 = 3;
 
 /// Runs the side that the options ask for.
 ///
 /// # Errors
 /// See [`PerfError`].
-pub fn run(args: &Args) -> Result<Summary, PerfError> {
+pub fn run(args: &Args) -> Result<Report, PerfError> {
     if !(0.0..=50.0).contains(&args.sides.loss) {
         return Err(PerfError::Loss { percent: args.sides.loss });
     }
@@ -66,25 +40,27 @@ pub fn run(args: &Args) -> Result<Summary, PerfError> {
     }
 }
 
-fn listen(args: &Args, mut talk: Talk) -> Result<Summary, PerfError> {
+fn listen(args: &Args, mut talk: Talk) -> Result<Report, PerfError> {
     let plan: Plan = talk.hear()?;
     let fits = plan.version == VERSION
         && (1..=64 << 20).contains(&plan.size)
-        && (1..=256).contains(&plan.window)
+        && (1..=MOST_DEPTH).contains(&plan.depth)
+        && (1..=MOST_QPS).contains(&plan.qps)
+        && plan.bytes() <= MOST_BYTES
+        && (plan.operation != Operation::Atomic || u64::from(plan.size) == WORD)
         && plan.iterations > 0;
     if !fits {
         return Err(PerfError::Peer { said: format!("{plan:?}") });
     }
     let (address, link) = open(args, plan.via, talk.own_address()?)?;
     let end = End::new(args, &plan, address, wrap(args, link)?)?;
-    let bytes = u64::from(plan.size) * u64::from(plan.window);
     if plan.operation == Operation::Read {
-        end.fill(bytes)?;
+        end.fill(plan.bytes())?;
     }
     let peer: Endpoint = talk.hear()?;
     end.connect(&peer)?;
     if plan.operation == Operation::Send {
-        for message in 0..plan.iterations.min(u64::from(plan.window)) {
+        for message in 0..plan.iterations.min(plan.places()) {
             receive(&end, &plan, message)?;
         }
     }
@@ -93,15 +69,22 @@ fn listen(args: &Args, mut talk: Talk) -> Result<Summary, PerfError> {
         receive_all(&end, &plan)?;
     }
     let mut done: Done = talk.hear()?;
-    if plan.operation != Operation::Read {
-        let written = u64::from(plan.size) * plan.iterations.min(u64::from(plan.window));
-        done = Done { verified_bytes: written, wrong_bytes: end.wrong(written)? };
+    let touched = u64::from(plan.size) * plan.iterations.min(plan.places());
+    match plan.operation {
+        Operation::Read => {}
+        Operation::Atomic => {
+            let wrong_bytes = end.wrong_sums(plan.places(), plan.iterations)?;
+            done = Done { verified_bytes: plan.bytes(), wrong_bytes };
+        }
+        Operation::Write | Operation::Send => {
+            done = Done { verified_bytes: touched, wrong_bytes: end.wrong(touched)? };
+        }
     }
     talk.say(&done)?;
-    Ok(summary(&end, plan, None, done))
+    Ok(report(&end, &plan, None, done))
 }
 
-fn connect(args: &Args, mut talk: Talk) -> Result<Summary, PerfError> {
+fn connect(args: &Args, mut talk: Talk) -> Result<Report, PerfError> {
     let via = args.sides.via;
     let (address, link) = open(args, via, talk.own_address()?)?;
     let link = wrap(args, link)?;
@@ -111,99 +94,136 @@ fn connect(args: &Args, mut talk: Talk) -> Result<Summary, PerfError> {
         via,
         size: args.size,
         iterations: args.iterations,
-        window: args.window,
+        qps: args.qps,
+        depth: args.depth,
         mtu: mtu(args, via, &*link)?,
     };
     let end = End::new(args, &plan, address, link)?;
-    let bytes = u64::from(plan.size) * u64::from(plan.window);
     if plan.operation != Operation::Read {
-        end.fill(bytes)?;
+        end.fill(plan.bytes())?;
     }
     talk.say(&plan)?;
     talk.say(&end.endpoint())?;
     let peer: Endpoint = talk.hear()?;
     end.connect(&peer)?;
-    let begun = Instant::now();
-    send_all(&end, &plan, &peer)?;
-    let elapsed = begun.elapsed();
+    let measured = send_all(&end, &plan, &peer)?;
     let mut done = Done { verified_bytes: 0, wrong_bytes: 0 };
     if plan.operation == Operation::Read {
-        let read = u64::from(plan.size) * plan.iterations.min(u64::from(plan.window));
+        let read = u64::from(plan.size) * plan.iterations.min(plan.places());
         done = Done { verified_bytes: read, wrong_bytes: end.wrong(read)? };
     }
     talk.say(&done)?;
     let done: Done = talk.hear()?;
-    Ok(summary(&end, plan, Some(elapsed), done))
+    Ok(report(&end, &plan, Some(measured), done))
 }
 
-fn summary(end: &End, plan: Plan, elapsed: Option<Duration>, done: Done) -> Summary {
-    let stats = end.device.hca().stats();
-    Summary {
-        plan,
-        elapsed,
+fn report(end: &End, plan: &Plan, measured: Option<Measured>, done: Done) -> Report {
+    let hca = end.device.hca();
+    let stats = hca.stats();
+    Report {
+        measured,
+        packets_sent: stats.packets_sent,
+        retries: stats.retries,
+        page_faults: end.region.counters().page_faults,
         verified_bytes: done.verified_bytes,
         wrong_bytes: done.wrong_bytes,
-        packets: stats.packets_sent,
-        retries: stats.retries,
-        faults: end.region.counters().page_faults,
+        link: hca.link_counts().into_iter().filter(|(_, count)| *count > 0).collect(),
+        ..Report::new(plan)
     }
 }
 
 /// Where a message lies in both regions.
 fn offset(plan: &Plan, message: u64) -> u64 {
-    message % u64::from(plan.window) * u64::from(plan.size)
+    message % plan.places() * u64::from(plan.size)
 }
 
-/// Posts all messages, as many at a time as the window allows, and waits for their ends.
-fn send_all(end: &End, plan: &Plan, peer: &Endpoint) -> Result<(), PerfError> {
-    let mut posted = 0;
-    in_window(end, plan, &mut posted, |message| {
-        let at = offset(plan, message);
-        let local = [end.place(at, plan.size)];
+/// Posts all messages, as many at a time as there are places, and waits for their ends.
+fn send_all(end: &End, plan: &Plan, peer: &Endpoint) -> Result<Measured, PerfError> {
+    let longest = PATIENCE.as_nanos() as u64;
+    let mut latencies = Histogram::new_with_bounds(1, longest, DIGITS).expect("such bounds are possible");
+    let begun = Instant::now();
+    let mut at = vec![begun; plan.places() as usize];
+    let mut course = Course { posted: 0, ended: 0 };
+    course.run(end, plan, |message, ended| {
+        let place = (message % plan.places()) as usize;
+        if ended {
+            latencies.saturating_record(at[place].elapsed().as_nanos() as u64);
+            return Ok(());
+        }
+        at[place] = Instant::now();
+        let offset = offset(plan, message);
+        let local = [end.place(offset, plan.size)];
         let request = match plan.operation {
-            Operation::Write => SendRequest::write(message, &local, remote(peer, at)),
-            Operation::Read => SendRequest::read(message, &local, remote(peer, at)),
+            Operation::Write => SendRequest::write(message, &local, remote(peer, offset)),
+            Operation::Read => SendRequest::read(message, &local, remote(peer, offset)),
             Operation::Send => SendRequest::send(message, &local),
+            Operation::Atomic => SendRequest::fetch_add(message, &local, remote(peer, offset), 1),
         };
-        end.qp.post_send(&request).map_err(setup("posting"))
+        end.qp(message).post_send(&request).map_err(setup("posting"))
+    })?;
+    let seconds = begun.elapsed().as_secs_f64().max(1e-9);
+    let messages_per_second = plan.iterations as f64 / seconds;
+    Ok(Measured {
+        seconds,
+        messages_per_second,
+        bytes_per_second: messages_per_second * f64::from(plan.size),
+        latency: Latency::of(&latencies),
     })
 }
 
 /// Takes all messages; the first receives are posted already.
 fn receive_all(end: &End, plan: &Plan) -> Result<(), PerfError> {
-    let mut posted = plan.iterations.min(u64::from(plan.window));
-    in_window(end, plan, &mut posted, |message| receive(end, plan, message))
+    let mut course = Course { posted: plan.iterations.min(plan.places()), ended: 0 };
+    course.run(end, plan, |message, ended| if ended { Ok(()) } else { receive(end, plan, message) })
 }
 
 fn receive(end: &End, plan: &Plan, message: u64) -> Result<(), PerfError> {
     let local = [end.place(offset(plan, message), plan.size)];
-    end.qp.post_recv(&RecvRequest::new(message, &local)).map_err(setup("posting a receive"))
+    end.qp(message).post_recv(&RecvRequest::new(message, &local)).map_err(setup("posting a receive"))
 }
 
-fn in_window(
-    end: &End,
-    plan: &Plan,
-    posted: &mut u64,
-    mut post: impl FnMut(u64) -> Result<(), PerfError>,
-) -> Result<(), PerfError> {
-    let mut ended = 0;
-    let mut completions: Vec<Completion> = Vec::with_capacity(plan.window as usize);
-    while ended < plan.iterations {
-        while *posted < plan.iterations && *posted - ended < u64::from(plan.window) {
-            post(*posted)?;
-            *posted += 1;
-        }
-        completions.clear();
-        end.cq.poll(&mut completions, plan.window as usize).map_err(setup("completions were lost"))?;
-        if completions.is_empty() && !end.cq.wait(PATIENCE) {
-            return Err(PerfError::Silence { seconds: PATIENCE.as_secs(), ended });
-        }
-        for completion in &completions {
-            if completion.status != Status::Success {
-                return Err(PerfError::Transfer { message: completion.id.0, status: completion.status });
+/// How far it has come.
+struct Course {
+    posted: u64,
+    ended: u64,
+}
+
+impl Course {
+    /// Posts what there is a place for, until all has ended. A place is free again when its message has ended: those of different
+    /// queue pairs end in any order.
+    fn run(
+        &mut self,
+        end: &End,
+        plan: &Plan,
+        mut each: impl FnMut(u64, bool) -> Result<(), PerfError>,
+    ) -> Result<(), PerfError> {
+        let mut completions: Vec<Completion> = Vec::with_capacity(BATCH);
+        let mut free: VecDeque<u64> = (self.posted..plan.iterations.min(plan.places())).collect();
+        let mut heard = Instant::now();
+        while self.ended < plan.iterations {
+            while let Some(message) = free.pop_front() {
+                each(message, false)?;
+                self.posted += 1;
             }
-            ended += 1;
+            completions.clear();
+            end.cq.poll(&mut completions, BATCH).map_err(setup("completions were lost"))?;
+            if completions.is_empty() {
+                if heard.elapsed() > SPIN && !end.cq.wait(PATIENCE) {
+                    return Err(PerfError::Silence { seconds: PATIENCE.as_secs(), ended: self.ended });
+                }
+                continue;
+            }
+            heard = Instant::now();
+            for completion in &completions {
+                let message = completion.id.0;
+                if completion.status != Status::Success {
+                    return Err(PerfError::Transfer { message, status: completion.status });
+                }
+                each(message, true)?;
+                self.ended += 1;
+                free.extend(Some(message + plan.places()).filter(|next| *next < plan.iterations));
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

@@ -72,7 +72,7 @@ pub struct Args {
     /// Bytes of memory of each end: messages go from place to place in it.
     #[arg(long, default_value = "64M", value_parser = crate::demo::parse_size)]
     pub memory: u64,
-    /// Print the result as JSON (docs/perf.schema.json).
+    /// Print the result as JSON (docs/perf.schema.json; between two processes docs/perf-peer.schema.json).
     #[arg(long)]
     pub json: bool,
     /// Two processes or hosts.
@@ -90,20 +90,17 @@ impl Args {
             Operation::Write => peer::Operation::Write,
             Operation::Read => peer::Operation::Read,
             Operation::Send => peer::Operation::Send,
-            Operation::Atomic => return Err(PerfError::OneProcessOnly { what: "an atomic" }),
+            Operation::Atomic => peer::Operation::Atomic,
         };
-        if self.json {
-            return Err(PerfError::OneProcessOnly { what: "--json" });
-        }
-        if self.qps != 1 {
-            return Err(PerfError::OneProcessOnly { what: "--qps" });
-        }
-        run::within("size (between two processes 64M at most)", self.size, 1, 64 << 20)?;
+        let size = if self.operation == Operation::Atomic { run::atomic_size(self.size)? } else { self.size };
+        run::within("size (between two processes 64M at most)", size, 1, 64 << 20)?;
         run::within("depth", self.depth.into(), 1, 256)?;
+        run::within("qps", self.qps.into(), 1, 256)?;
         let iterations = self.iters.unwrap_or(BETWEEN_PROCESSES);
         run::within("iters", iterations, 1, u64::MAX)?;
-        let (size, window, odp) = (self.size as u32, self.depth, self.odp);
-        Ok(peer::Args { operation, size, iterations, window, odp, sides: self.sides.clone() })
+        let (size, qps, depth) = (size as u32, self.qps, self.depth);
+        let (odp, json, sides) = (self.odp, self.json, self.sides.clone());
+        Ok(peer::Args { operation, size, iterations, qps, depth, odp, json, sides })
     }
 }
 

@@ -44,13 +44,6 @@ pub enum PerfError {
         /// Bytes asked for.
         size: u64,
     },
-    /// Not done between two processes.
-    #[error("{what} is for a measurement in one process")]
-    #[diagnostic(help("leave it out, or leave out --listen and --connect"))]
-    OneProcessOnly {
-        /// What was asked for.
-        what: &'static str,
-    },
     /// An option that says something of the other side, and no other side.
     #[error("--{option} needs --listen or --connect")]
     #[diagnostic(help("start one side with --listen and the other with --connect"))]
@@ -83,10 +76,7 @@ impl PerfError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::OutOfRange { .. }
-            | Self::AtomicSize { .. }
-            | Self::OneProcessOnly { .. }
-            | Self::NoOtherSide { .. } => 2,
+            Self::OutOfRange { .. } | Self::AtomicSize { .. } | Self::NoOtherSide { .. } => 2,
             Self::Setup { .. } => 3,
             Self::Failed { .. } | Self::Stuck => 1,
         }
@@ -102,16 +92,18 @@ pub(super) fn within(option: &'static str, value: u64, least: u64, most: u64) ->
     if (least..=most).contains(&value) { Ok(()) } else { Err(refused) }
 }
 
+/// The bytes of an atomic, unless something else was asked for; the default of the command line was not.
+pub(super) fn atomic_size(size: u64) -> Result<u64, PerfError> {
+    if size == 8 || size == 64 << 10 { Ok(8) } else { Err(PerfError::AtomicSize { size }) }
+}
+
 fn check(args: &Args) -> Result<Args, PerfError> {
     if let Some(option) = args.sides.idle_option() {
         return Err(PerfError::NoOtherSide { option });
     }
     let mut args = args.clone();
     if args.operation == Operation::Atomic {
-        if args.size != 8 && args.size != 64 << 10 {
-            return Err(PerfError::AtomicSize { size: args.size });
-        }
-        args.size = 8;
+        args.size = atomic_size(args.size)?;
     }
     within("size", args.size, 1, MOST_SIZE)?;
     within("depth", args.depth.into(), 1, MOST_DEPTH.into())?;
