@@ -59,7 +59,7 @@ impl Link for NearbyLink {
         self.near.detach();
     }
     fn send(&self, packet: Packet) {
-        if let Err(packet) = self.near.send_if_there(packet) {
+        if let Some(packet) = self.near.send_if_there(packet) {
             self.far.send(packet);
         }
     }

@@ -96,7 +96,7 @@ impl Lanes {
     }
 
     pub(super) fn send(&self, packet: Packet, shared: &Shared) {
-        if self.send_if_there(packet, shared, None).is_err() {
+        if self.send_if_there(packet, shared, None).is_some() {
             add(&shared.counters.dropped);
         }
     }
@@ -108,7 +108,7 @@ impl Lanes {
         packet: Packet,
         shared: &Shared,
         again: Option<Duration>,
-    ) -> Result<(), Packet> {
+    ) -> Option<Packet> {
         let peer = packet.destination;
         let mut ways = self.lanes.lock();
         let Ways { lanes, absent } = &mut *ways;
@@ -124,7 +124,7 @@ impl Lanes {
             if let (Some(again), Some(at)) = (again, absent.get(&peer))
                 && now.duration_since(*at) < again
             {
-                return Err(packet);
+                return Some(packet);
             }
             match Lane::to(peer, self.ring_bytes, shared) {
                 Ok(lane) => {
@@ -139,20 +139,20 @@ impl Lanes {
                         }
                         absent.insert(peer, now);
                     }
-                    return Err(packet);
+                    return Some(packet);
                 }
             }
         }
-        let Some(lane) = lanes.get_mut(&peer) else { return Err(packet) };
+        let Some(lane) = lanes.get_mut(&peer) else { return Some(packet) };
         if lane.waiting.len() >= WAITING || packet.payload.len() > MAX_PAYLOAD {
             add(&shared.counters.dropped);
-            return Ok(());
+            return None;
         }
         lane.waiting.push_back(packet);
         if !lane.write(shared) {
             lanes.remove(&peer);
         }
-        Ok(())
+        None
     }
 
     /// Writes what waited for room, and wakes readers that sleep.

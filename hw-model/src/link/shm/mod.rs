@@ -163,10 +163,7 @@ impl ShmLink {
     }
 
     /// Sends to a peer of this host, or gives the packet back: nobody here has its address.
-    ///
-    /// # Errors
-    /// The packet.
-    pub(super) fn send_if_there(&self, packet: Packet) -> Result<(), Packet> {
+    pub(super) fn send_if_there(&self, packet: Packet) -> Option<Packet> {
         self.shared.lanes.send_if_there(packet, &self.shared, Some(AGAIN))
     }
 
