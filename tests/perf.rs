@@ -59,7 +59,7 @@ fn atomics_over_several_queue_pairs_add_up_and_are_reported_as_json() {
             // 12 words, of which each was added to 83 or 84 times.
             assert_eq!((&found["verified_bytes"], &found["wrong_bytes"]), (&96.into(), &0.into()), "{found}");
             assert!(
-                found["link"][format!("{via}_sent")].as_u64().is_some_and(|sent| sent >= 1000),
+                found["link"][format!("{via}_received")].as_u64().is_some_and(|count| count >= 1000),
                 "{found}"
             );
         }
