@@ -102,7 +102,7 @@ unsafe fn connect_to_itself(context: *mut ibv_context, qp: *mut ibv_qp) -> Resul
     done("ibv_query_gid", unsafe { ibv_query_gid(context, 1, 0, &mut gid) })?;
     // SAFETY: as this file says.
     let (mut attr, number): (ibv_qp_attr, u32) = unsafe { (zeroed(), (*qp).qp_num) };
-    let mut change = |attr: &mut ibv_qp_attr, told: &[mask]| {
+    let change = |attr: &mut ibv_qp_attr, told: &[mask]| {
         let bits = told.iter().fold(mask::IBV_QP_STATE.0, |bits, one| bits | one.0);
         // SAFETY: as this file says.
         done("ibv_modify_qp", unsafe { ibv_modify_qp(qp, attr, bits as i32) })
