@@ -19,6 +19,8 @@ const FLUSHED: Known =
     Known { what: "rxe0: a write with a bad local key, or past the local end: flush error", ends: false };
 const FLUSHED_LATE: Known =
     Known { what: "rxe0: the same, of several packets: those before the end are there", ends: true };
+const EITHER_END: Known =
+    Known { what: "rxe0: the same, and the peer refuses what was sent: either comes first", ends: false };
 const MISPLACED: Known = Known {
     what: "rxe0: on demand, a request that begins inside a page: bytes are not where they should be",
     ends: true,
@@ -47,6 +49,11 @@ pub fn of(step: &Step, model: &Player<'_>, [ours, theirs]: [&Outcome; 2]) -> Opt
     }
     if ours.said == theirs.said && !ours.said.starts_with("[Success") && *len > PAGE_SIZE {
         return Some(IN_PART);
+    }
+    let refused_first =
+        ours.said.contains("LocalProtectionError") && theirs.said.contains("RemoteAccessError");
+    if refused_first && *operation == Operation::Write && *len > PAGE_SIZE && ours.bytes == theirs.bytes {
+        return Some(EITHER_END);
     }
     let any = |is: &dyn Fn(&crate::play::Held, i64) -> bool| {
         places.into_iter().any(|at| {
