@@ -4,6 +4,7 @@ use super::bringing::Bringing;
 use super::core::Core;
 use super::counters::add;
 use super::publish::PublishError;
+use crate::dma::LinkError;
 use crate::points;
 use hw_model::addr::VirtRange;
 use hw_model::hca::Backing;
@@ -96,9 +97,13 @@ impl RegionFault {
         let range = self.work.around();
         let offset = range.start().0 - self.core.pages.start().0;
         debug_assert_eq!(range.len() % self.core.list.entry_bytes(), 0);
-        mapping
-            .prepare(offset, range.len())
-            .map_err(|error| FaultFailure::Publish(PublishError::Link { at: range.start(), error }))
+        let failed = |error| match error {
+            // Taken down to the end since it was found: nothing is wrong with the pages. Where the key leads to other memory
+            // now, the device finds that when it tries again.
+            LinkError::Freed { .. } => PublishError::Closing,
+            error => PublishError::Link { at: range.start(), error },
+        };
+        mapping.prepare(offset, range.len()).map_err(|error| FaultFailure::Publish(failed(error)))
     }
 
     /// One step; never waits. Gives how many entries it wrote.

@@ -9,6 +9,7 @@ use hw_model::bus::{Bus, DeviceSpec};
 use hw_model::hca::Backing;
 use hw_model::iommu::{Domain, DomainConfig};
 use hw_model::sync::Arc;
+use odp::fault::{FaultFailure, Want};
 use odp::space::process::{Options, OwnedMemory, ProcessSpace};
 use odp::space::{Access, AddressSpace, PinKind};
 
@@ -95,6 +96,18 @@ fn a_list_whose_last_page_is_refused_leaves_nothing() {
         Teardown::begin(mapped).wait();
     }
     assert_eq!(stand.device.iova_stats().live_ranges, 0);
+}
+
+/// Found under shuttle: a fault that had found a region just before it was reregistered failed, and the device's request with
+/// it, though the key led to other memory by then.
+#[test]
+fn a_fault_that_comes_to_a_region_that_is_gone_is_told_that_it_is_closing() {
+    let stand = stand();
+    let mapped = stand.map(Mode::OnDemand);
+    let (core, sequence) = (Arc::clone(&mapped.core), mapped.interval.sequence());
+    Teardown::begin(mapped).wait();
+    let brought = core.bring(&sequence, core.pages, Want::Fault(Access::Write));
+    assert_eq!(brought, Err(FaultFailure::Publish(PublishError::Closing)));
 }
 
 #[test]
