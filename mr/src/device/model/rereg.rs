@@ -22,6 +22,9 @@ use odp::fault::Progress;
 use std::any::Any;
 use std::time::Duration;
 
+#[cfg(all(test, shuttle))]
+mod schedules;
+
 /// A reregistration on its way. Dropping it before it is done leaves the region as it was, or as it was to be.
 #[must_use = "a reregistration that is not polled changes nothing"]
 pub struct Reregistration {
