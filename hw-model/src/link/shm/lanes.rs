@@ -129,6 +129,10 @@ impl Lanes {
             match Lane::to(peer, self.ring_bytes, shared) {
                 Ok(lane) => {
                     absent.remove(&peer);
+                    if lanes.is_empty() {
+                        // The receive thread sleeps without end while there is nobody who could go.
+                        ring_bell(&shared.bell);
+                    }
                     lanes.insert(peer, lane);
                 }
                 Err(error) => {
@@ -162,6 +166,11 @@ impl Lanes {
             lane.wake(shared);
             whole
         });
+    }
+
+    /// Whether nobody is sent to.
+    pub(super) fn are_none(&self) -> bool {
+        self.lanes.lock().lanes.is_empty()
     }
 
     /// Forgets peers that have gone: what is sent to them next looks for whoever has their address then.

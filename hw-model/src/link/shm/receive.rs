@@ -18,7 +18,7 @@ use std::time::Duration;
 const A_TURN: usize = 16;
 /// Looks at the rings before going to sleep: some microseconds, about what a wake costs.
 const SPINS: usize = 200;
-/// How often peers that have gone are looked for, while nothing else happens.
+/// How often peers that have gone are looked for, while nothing else happens. Where nobody was sent to, never.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A ring that we read.
@@ -145,13 +145,12 @@ fn sleep(new: &mut Vec<UnixStream>, shared: &Shared, time: Option<Duration>) {
     sources.extend(new.iter().map(|stream| PollFd::new(stream, PollFlags::IN)));
     sources.extend(ends.iter().map(|ends| PollFd::new(&ends.bell, PollFlags::IN)));
     sources.extend(ends.iter().map(|ends| PollFd::new(&ends.stream, PollFlags::IN)));
-    let nanoseconds = time.unwrap_or(LOOK).as_nanos();
-    let limit = Timespec {
-        tv_sec: (nanoseconds / 1_000_000_000) as i64,
-        tv_nsec: (nanoseconds % 1_000_000_000) as i64,
-    };
+    let look = (!shared.lanes.are_none()).then_some(LOOK);
+    let limit = time
+        .or(look)
+        .map(|limit| Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) });
     // Interrupted is as good as woken.
-    let _ = poll(&mut sources, Some(&limit));
+    let _ = poll(&mut sources, limit.as_ref());
     let events: Vec<bool> = sources.iter().map(|source| !source.revents().is_empty()).collect();
     drop(sources);
     if events.iter().all(|event| !event) {
