@@ -83,6 +83,11 @@ pub fn given_back(bed: &Bed) -> Result<(), Failed> {
         std::thread::yield_now();
     }
     assert_eq!(linked.linked(), 3 * PAGE, "its neighbours stay");
+    // A look at the pages holds for nobody while an invalidation runs: until it has ended the old frame is the page's.
+    while bed.space.notifiers().stats().running > 0 {
+        assert!(Instant::now() < end, "the invalidation never ends");
+        std::thread::yield_now();
+    }
     let _ = disk.transfer(Direction::Read, 0, count, address(1));
     let (now, bytes) = page_of(bed, &memory, 1)?;
     assert_eq!(bytes, nothing, "nothing lands in the page that took its place");
