@@ -145,13 +145,12 @@ fn run(hca: &Hca, index: usize, parker: &Parker, stop: &AtomicBool) {
                     continue;
                 }
                 let _ = hca.device.points.meet(points::ENGINE_SLEEP);
-                let until = wake_at.map_or(u64::MAX, |time| time.0);
-                mailbox.going_to_sleep(until);
-                // Looked at after the announcement: what is left from now on wakes this thread. A caller may have stepped
-                // the engine before it and left a deadline that it saw nobody asleep beyond.
-                let deadline = hca.engine_at(index).lock().wake_at(hca.now());
-                let slept_past = deadline.is_some_and(|time| time.0 < until);
-                if !slept_past && !mailbox.has_mail() && !stop.load(Ordering::Acquire) {
+                let until = wake_at.unwrap_or(Time(u64::MAX));
+                mailbox.going_to_sleep(until.0);
+                // Looked at after the announcement: what is left from now on wakes this thread. Others may have had the engine
+                // since its last step, and have left a deadline or a queue pair to serve while they saw nobody asleep.
+                let may_sleep = hca.engine_at(index).lock().may_sleep(hca.now(), until);
+                if may_sleep && !stop.load(Ordering::Acquire) {
                     match wake_at {
                         None => parker.park(),
                         Some(Time(at)) => {

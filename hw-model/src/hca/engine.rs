@@ -147,10 +147,10 @@ impl Engine {
         wake_at.is_none_or(|at| at > desk.now).then_some(Step::Idle { wake_at })
     }
 
-    /// The earliest deadline.
-    pub(super) fn wake_at(&mut self, now: Time) -> Option<Time> {
+    /// Whether there is nothing to do until `until`.
+    pub(super) fn may_sleep(&mut self, now: Time, until: Time) -> bool {
         self.desk.now = now;
-        self.desk.wake_at()
+        matches!(self.rest(), Some(Step::Idle { wake_at }) if wake_at.is_none_or(|at| at >= until))
     }
 
     fn work(&mut self) -> Step {

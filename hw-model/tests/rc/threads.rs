@@ -2,7 +2,7 @@
 
 use crate::world::{Host, Pair, Words, config, connect, pattern};
 use hw_model::fault_plan::{Action, FaultPlan, Points, Rule};
-use hw_model::hca::{FaultOutcome, HcaConfig, PathMtu, SendRequest, Status};
+use hw_model::hca::{FaultOutcome, HcaConfig, PathMtu, QpChange, QpState, SendRequest, Status};
 use hw_model::link::Fabric;
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, Ordering};
@@ -117,6 +117,41 @@ fn a_deadline_that_a_caller_left_while_the_thread_fell_asleep_wakes_it() {
     post.send(()).expect("the thread waits");
     assert!(host.cq.wait(LONG), "the deadline was missed");
     assert_eq!(host.take()[0].status, Status::RetryExceeded);
+    drop(threads);
+}
+
+#[test]
+fn a_queue_pair_that_is_changed_while_the_thread_falls_asleep_is_served() {
+    // What waits in a drained send queue goes on when the queue pair is ready again, though nobody posts or polls then.
+    let (falling, fallen) = crossbeam::channel::bounded::<()>(1);
+    let (change, changed) = crossbeam::channel::bounded::<()>(1);
+    let armed = Arc::new(AtomicBool::new(false));
+    let stop_once = Arc::clone(&armed);
+    let rule = Rule::always(
+        "hca.engine_sleep",
+        Action::Run(Arc::new(move |_| {
+            if stop_once.swap(false, Ordering::SeqCst) {
+                falling.send(()).expect("the test waits");
+                changed.recv().expect("the test changes it");
+            }
+        })),
+    );
+    let points = Points::with(&FaultPlan::new(1, vec![rule]));
+    let config = HcaConfig { callers_drive: false, ..threaded() };
+    let host = Host::planned(Words::new(16), Box::new(Fabric::new().port()), (config, points), 0);
+    let (qa, qb) = (host.qp(), host.qp());
+    connect(&qa, &qb);
+    let region = host.region(4096);
+    let threads = host.hca.spawn_engines().expect("threads");
+    qa.modify(&QpChange::to(QpState::SendQueueDrain)).expect("a way");
+    armed.store(true, Ordering::SeqCst);
+    qa.post_send(&SendRequest::write(1, &[region.sge(0, 8)], region.remote(8)))
+        .expect("taken, and left waiting");
+    fallen.recv().expect("the thread goes to sleep");
+    qa.modify(&QpChange::to(QpState::ReadyToSend)).expect("a way");
+    change.send(()).expect("the thread waits");
+    assert!(host.cq.wait(LONG), "the queue pair was left in the list");
+    assert_eq!(host.take()[0].status, Status::Success);
     drop(threads);
 }
 
