@@ -7,6 +7,7 @@ pub mod machine;
 pub mod mixed;
 pub mod peer;
 pub mod perf;
+pub mod range;
 pub mod route;
 pub mod run;
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub use floor::Floor;
 pub use pin::RealPin;
 pub use report::{CrowdRow, Host, Report, Row};
 
+use crate::range::OutOfRange;
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use devices::Registrar;
 use schemars::JsonSchema;
@@ -123,18 +124,9 @@ pub struct RegisterArgs {
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum BenchError {
     /// An option is out of its range.
-    #[error("--{option} {value} is not between {least} and {most}")]
-    #[diagnostic(help("choose a value in that range"))]
-    OutOfRange {
-        /// The option.
-        option: &'static str,
-        /// Its value.
-        value: String,
-        /// The least.
-        least: u64,
-        /// The most.
-        most: u64,
-    },
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    OutOfRange(#[from] OutOfRange),
     /// The old result cannot be read.
     #[error("{} is no result of --json", path.display())]
     #[diagnostic(help("make one with `anypage bench register --json >OLD.json`"))]
@@ -171,7 +163,7 @@ pub enum BenchError {
 impl BenchError {
     fn exit_code(&self) -> u8 {
         match self {
-            Self::OutOfRange { .. } | Self::Old { .. } => 2,
+            Self::OutOfRange(_) | Self::Old { .. } => 2,
             Self::Device { .. } | Self::Setup { .. } => 3,
         }
     }

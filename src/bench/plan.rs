@@ -6,6 +6,7 @@ use super::report::Row;
 use super::round::{Contender, Place, Seen};
 use super::{Before, BenchError, How, Pages, RegisterArgs, setup};
 use crate::mixed::{Kind, MixedMemory};
+use crate::range;
 use clap::ValueEnum;
 use hw_model::addr::{PAGE_SIZE, page_bytes};
 use hw_model::sync::atomic::{AtomicBool, Ordering};
@@ -42,11 +43,6 @@ pub(super) struct Plan {
     time: Duration,
 }
 
-fn within(option: &'static str, value: u64, least: u64, most: u64) -> Result<(), BenchError> {
-    let refused = BenchError::OutOfRange { option, value: value.to_string(), least, most };
-    if (least..=most).contains(&value) { Ok(()) } else { Err(refused) }
-}
-
 fn given<T: Copy>(given: &[T], otherwise: &[T]) -> Vec<T> {
     if given.is_empty() { otherwise.to_vec() } else { given.to_vec() }
 }
@@ -61,24 +57,17 @@ impl Plan {
         let states = if args.quick { &[Before::Warm][..] } else { &[Before::Warm, Before::Cold] };
         let before = given(&args.before, states);
         for threads in &args.threads {
-            within("threads", *threads as u64, 1, 1024)?;
+            range::count("threads", *threads as u64, 1, 1024)?;
         }
         for size in &sizes {
             let most = available / 2 / args.threads.iter().max().map_or(1, |most| *most as u64);
-            within("sizes", *size, 1, most & !(PAGE_SIZE - 1))?;
+            range::count("sizes", *size, 1, most & !(PAGE_SIZE - 1))?;
         }
         for regions in args.regions.iter().chain(&args.crowd) {
-            within("regions", *regions, 0, 1 << 24)?;
+            range::count("regions", *regions, 0, 1 << 24)?;
         }
         let time = args.time.unwrap_or(if args.quick { 0.2 } else { 1.0 });
-        if !(time > 0.0 && time <= 3600.0) {
-            return Err(BenchError::OutOfRange {
-                option: "time",
-                value: time.to_string(),
-                least: 0,
-                most: 3600,
-            });
-        }
+        range::seconds("time", time, 3600)?;
         let mut groups = Vec::new();
         for &regions in &args.regions {
             for &threads in &args.threads {

@@ -12,7 +12,7 @@ mod run;
 pub use report::{Latency, Report};
 pub use run::{PerfError, run};
 
-use crate::peer;
+use crate::{peer, range};
 use clap::{Args as ClapArgs, ValueEnum};
 use std::process::ExitCode;
 
@@ -93,11 +93,11 @@ impl Args {
             Operation::Atomic => peer::Operation::Atomic,
         };
         let size = if self.operation == Operation::Atomic { run::atomic_size(self.size)? } else { self.size };
-        run::within("size (between two processes 64M at most)", size, 1, 64 << 20)?;
-        run::within("depth", self.depth.into(), 1, 256)?;
-        run::within("qps", self.qps.into(), 1, 256)?;
+        range::count("size (between two processes 64M at most)", size, 1, 64 << 20)?;
+        range::count("depth", self.depth.into(), 1, 256)?;
+        range::count("qps", self.qps.into(), 1, 256)?;
         let iterations = self.iters.unwrap_or(BETWEEN_PROCESSES);
-        run::within("iters", iterations, 1, u64::MAX)?;
+        range::count("iters", iterations, 1, u64::MAX)?;
         let (size, qps, depth) = (size as u32, self.qps, self.depth);
         let (odp, json, sides) = (self.odp, self.json, self.sides.clone());
         Ok(peer::Args { operation, size, iterations, qps, depth, odp, json, sides })

@@ -4,6 +4,7 @@ use super::end::{End, Served};
 use super::report::{Latency, Report};
 use super::{Args, Operation};
 use crate::machine::{Machine, MachineConfig};
+use crate::range::{self, OutOfRange};
 use hdrhistogram::Histogram;
 use hw_model::hca::{Completion, HcaConfig, SendRequest, Status};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,18 +26,9 @@ const MOST_REQUESTS: u32 = 1 << 19;
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum PerfError {
     /// An option is out of its range.
-    #[error("--{option} {value} is not between {least} and {most}")]
-    #[diagnostic(help("choose a value in that range"))]
-    OutOfRange {
-        /// The option.
-        option: &'static str,
-        /// Its value.
-        value: String,
-        /// The least.
-        least: u64,
-        /// The most.
-        most: u64,
-    },
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    OutOfRange(#[from] OutOfRange),
     /// An atomic is of one size.
     #[error("--size {size}: an atomic has 8 bytes")]
     #[diagnostic(help("leave --size out, or say --size 8"))]
@@ -76,7 +68,7 @@ impl PerfError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::OutOfRange { .. } | Self::AtomicSize { .. } | Self::NoOtherSide { .. } => 2,
+            Self::OutOfRange(_) | Self::AtomicSize { .. } | Self::NoOtherSide { .. } => 2,
             Self::Setup { .. } => 3,
             Self::Failed { .. } | Self::Stuck => 1,
         }
@@ -85,11 +77,6 @@ impl PerfError {
 
 fn setup<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: &'static str) -> impl Fn(E) -> PerfError {
     move |error| PerfError::Setup { what, source: error.into() }
-}
-
-pub(super) fn within(option: &'static str, value: u64, least: u64, most: u64) -> Result<(), PerfError> {
-    let refused = PerfError::OutOfRange { option, value: value.to_string(), least, most };
-    if (least..=most).contains(&value) { Ok(()) } else { Err(refused) }
 }
 
 /// The bytes of an atomic, unless something else was asked for; the default of the command line was not.
@@ -105,17 +92,14 @@ fn check(args: &Args) -> Result<Args, PerfError> {
     if args.operation == Operation::Atomic {
         args.size = atomic_size(args.size)?;
     }
-    within("size", args.size, 1, MOST_SIZE)?;
-    within("depth", args.depth.into(), 1, MOST_DEPTH.into())?;
-    within("qps", args.qps.into(), 1, (MOST_REQUESTS / args.depth).min(MOST_QPS).into())?;
-    within("memory", args.memory, args.size.next_multiple_of(64), 1 << 40)?;
+    range::count("size", args.size, 1, MOST_SIZE)?;
+    range::count("depth", args.depth.into(), 1, MOST_DEPTH.into())?;
+    range::count("qps", args.qps.into(), 1, (MOST_REQUESTS / args.depth).min(MOST_QPS).into())?;
+    range::count("memory", args.memory, args.size.next_multiple_of(64), 1 << 40)?;
     if let Some(iters) = args.iters {
-        within("iters", iters, 1, u64::MAX)?;
+        range::count("iters", iters, 1, u64::MAX)?;
     }
-    if !(args.duration > 0.0 && args.duration <= 86400.0) {
-        let value = args.duration.to_string();
-        return Err(PerfError::OutOfRange { option: "duration", value, least: 0, most: 86400 });
-    }
+    range::seconds("duration", args.duration, 86400)?;
     Ok(args)
 }
 
