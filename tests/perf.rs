@@ -95,7 +95,11 @@ fn what_cannot_be_is_refused_with_a_word_of_why() {
     fails(&["atomic", "--connect", "127.0.0.2", "--size", "16"], 2, "8 bytes");
     fails(&["write", "--connect", "127.0.0.2", "--qps", "257"], 2, "--qps");
     fails(&["--listen", "--connect", "127.0.0.1"], 2, "cannot be used with");
-    fails(&["write", "--connect", "127.0.0.2", "--size", "65M"], 2, "64M");
+    fails(&["write", "--connect", "127.0.0.2", "--size", "65M"], 2, "67108864");
+    // Neither ignored nor taken for what is said when nothing is.
+    fails(&["write", "--connect", "127.0.0.2", "--duration", "5"], 2, "--duration");
+    fails(&["atomic", "--size", "64K"], 2, "8 bytes");
+    fails(&["write", "--duration", "0"], 2, "above 0");
     fails(&["write", "--connect", "127.0.0.2", "--loss", "51"], 2, "--loss");
     fails(&["--listen", "192.0.2.1"], 3, "192.0.2.1");
     let (address, port) = place();

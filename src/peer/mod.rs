@@ -12,25 +12,12 @@ mod run;
 pub use report::{Measured, Report};
 pub use run::run;
 
+use crate::perf::Operation;
 use clap::{Args as ClapArgs, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-
-/// What moves the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Operation {
-    /// RDMA writes to the side that listens.
-    Write,
-    /// RDMA reads from it.
-    Read,
-    /// Sends to it.
-    Send,
-    /// Fetch and add, on one of its words after the other.
-    Atomic,
-}
 
 /// What carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, schemars::JsonSchema)]

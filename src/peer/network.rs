@@ -1,6 +1,7 @@
 //! What the two sides tell each other over TCP: a line of JSON each, with a limit on its length.
 
-use super::{Operation, PerfError, Via, setup};
+use super::{PerfError, Via, setup};
+use crate::perf::Operation;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,8 +1,8 @@
 //! What one side found, for people and as JSON.
 
+use super::Via;
 use super::network::Plan;
-use super::{Operation, Via};
-use crate::perf::Latency;
+use crate::perf::{Latency, Operation};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { operation, via, size, iterations, qps, depth, mtu, .. } = self;
-        let name = format!("{operation:?}").to_lowercase();
+        let name = operation.name();
         let way = match via {
             Via::Udp => "UDP",
             Via::Shm => "shared memory",

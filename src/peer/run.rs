@@ -3,8 +3,8 @@
 use super::end::{End, WORD, mtu, open, remote, wrap};
 use super::network::{Done, Endpoint, Plan, Talk};
 use super::report::{Measured, Report};
-use super::{Args, Operation, PerfError, setup};
-use crate::perf::Latency;
+use super::{Args, PerfError, setup};
+use crate::perf::{Latency, Operation};
 use hdrhistogram::Histogram;
 use hw_model::hca::{Completion, RecvRequest, SendRequest, Status};
 use std::collections::VecDeque;

@@ -1,6 +1,7 @@
 //! One end of the measurement: memory, its region, and queue pairs.
 
-use super::{Args, Operation};
+use super::Operation;
+use super::run::Plan;
 use crate::machine::BuildError;
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
@@ -42,34 +43,34 @@ impl End {
     pub(super) fn new(
         device: &Arc<ModelDevice>,
         space: &Arc<ProcessSpace>,
-        args: &Args,
+        plan: &Plan,
     ) -> Result<Self, BuildError> {
-        let memory = Arc::new(OwnedMemory::new(space, args.memory)?);
-        let options = if args.odp { RegisterOptions::on_demand() } else { RegisterOptions::pinned() };
+        let memory = Arc::new(OwnedMemory::new(space, plan.memory)?);
+        let options = if plan.odp { RegisterOptions::on_demand() } else { RegisterOptions::pinned() };
         let options = options.with_access(options.access | Access::REMOTE_ATOMIC);
         let pd: Arc<ModelPd> = ModelPd::alloc(device)?;
         let region: Arc<ModelRegion> = pd.register_model(&memory.user_range(), options)?;
-        let requests = args.depth * args.qps;
+        let requests = plan.depth * plan.qps;
         let cq = device.hca().create_cq(requests)?;
         let recv_cq = device.hca().create_cq(requests * 2)?;
         let spec = QpSpec {
             recv_cq: Arc::clone(&recv_cq),
-            max_send_requests: args.depth,
-            max_recv_requests: args.depth * 2,
+            max_send_requests: plan.depth,
+            max_recv_requests: plan.depth * 2,
             ..QpSpec::new(pd.handle(), &cq)
         };
-        let qps = (0..args.qps).map(|_| device.hca().create_qp(&spec)).collect::<Result<_, _>>()?;
+        let qps = (0..plan.qps).map(|_| device.hca().create_qp(&spec)).collect::<Result<_, _>>()?;
         // A cache line at least, so that no two messages share one.
-        let stride = args.size.next_multiple_of(64);
+        let stride = plan.size.next_multiple_of(64);
         Ok(Self {
             qps,
             cq,
             region,
             recv_cq,
             received: Vec::with_capacity(BATCH),
-            places: (args.memory / stride).max(1),
+            places: (plan.memory / stride).max(1),
             stride,
-            size: args.size as u32,
+            size: plan.size as u32,
             _pd: pd,
         })
     }
@@ -107,11 +108,11 @@ impl End {
     }
 
     /// Before sends begin: receives for all that can be under way, twice.
-    pub(super) fn prepare(&self, args: &Args) -> Result<(), BuildError> {
-        if args.operation != Operation::Send {
+    pub(super) fn prepare(&self, plan: &Plan) -> Result<(), BuildError> {
+        if plan.operation != Operation::Send {
             return Ok(());
         }
-        for number in 0..u64::from(args.depth) * 2 {
+        for number in 0..u64::from(plan.depth) * 2 {
             for (index, qp) in self.qps.iter().enumerate() {
                 qp.post_recv(&RecvRequest::new(index as u64, &[self.local(number)]))?;
             }

@@ -14,10 +14,13 @@ pub use run::{PerfError, run};
 
 use crate::{peer, range};
 use clap::{Args as ClapArgs, ValueEnum};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
 
 /// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Operation {
     /// RDMA write.
     Write,
@@ -51,27 +54,28 @@ pub struct Args {
     /// What to measure; a side that listens takes it from the other.
     #[arg(value_enum, default_value = "write")]
     pub operation: Operation,
-    /// Bytes of a message; an atomic has 8. Takes K, M and G.
-    #[arg(long, default_value = "64K", value_parser = crate::demo::parse_size)]
-    pub size: u64,
+    /// Bytes of a message, 64K unless told; an atomic has 8. Takes K, M and G.
+    #[arg(long, value_parser = crate::demo::parse_size)]
+    pub size: Option<u64>,
     /// Register both ends on demand: pages are brought in by page faults. Otherwise both are pinned.
     #[arg(long)]
     pub odp: bool,
     /// Requests to measure, instead of measuring for a time; between two processes 10000 unless told.
     #[arg(long, conflicts_with = "duration", alias = "iterations")]
     pub iters: Option<u64>,
-    /// Seconds to measure for.
-    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
-    pub duration: f64,
+    /// Seconds to measure for, 2 unless told; between two processes it is requests that are counted.
+    #[arg(long, value_name = "SECONDS")]
+    pub duration: Option<f64>,
     /// Requests under way on each queue pair. Latency is best seen with 1.
     #[arg(long, default_value_t = 16, alias = "window")]
     pub depth: u32,
     /// Queue pairs.
     #[arg(long, default_value_t = 1)]
     pub qps: u32,
-    /// Bytes of memory of each end: messages go from place to place in it.
-    #[arg(long, default_value = "64M", value_parser = crate::demo::parse_size)]
-    pub memory: u64,
+    /// Bytes of memory of each end, 64M unless told: messages go from place to place in it. Between two processes it has a
+    /// place for each message under way.
+    #[arg(long, value_parser = crate::demo::parse_size)]
+    pub memory: Option<u64>,
     /// Print the result as JSON (docs/perf.schema.json; between two processes docs/perf-peer.schema.json).
     #[arg(long)]
     pub json: bool,
@@ -84,16 +88,24 @@ pub struct Args {
 const BETWEEN_PROCESSES: u64 = 10_000;
 
 impl Args {
+    /// Bytes of a message.
+    fn message(&self) -> Result<u64, PerfError> {
+        match (self.operation, self.size) {
+            (Operation::Atomic, None | Some(8)) => Ok(8),
+            (Operation::Atomic, Some(size)) => Err(PerfError::AtomicSize { size }),
+            (_, size) => Ok(size.unwrap_or(64 << 10)),
+        }
+    }
+
     /// What this side does of a measurement between two.
     fn of_two_sides(&self) -> Result<peer::Args, PerfError> {
-        let operation = match self.operation {
-            Operation::Write => peer::Operation::Write,
-            Operation::Read => peer::Operation::Read,
-            Operation::Send => peer::Operation::Send,
-            Operation::Atomic => peer::Operation::Atomic,
-        };
-        let size = if self.operation == Operation::Atomic { run::atomic_size(self.size)? } else { self.size };
-        range::count("size (between two processes 64M at most)", size, 1, 64 << 20)?;
+        for (option, given) in [("duration", self.duration.is_some()), ("memory", self.memory.is_some())] {
+            if given {
+                return Err(PerfError::OneProcess { option });
+            }
+        }
+        let (operation, size) = (self.operation, self.message()?);
+        range::count("size", size, 1, 64 << 20)?;
         range::count("depth", self.depth.into(), 1, 256)?;
         range::count("qps", self.qps.into(), 1, 256)?;
         let iterations = self.iters.unwrap_or(BETWEEN_PROCESSES);

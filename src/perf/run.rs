@@ -43,6 +43,13 @@ pub enum PerfError {
         /// The option.
         option: &'static str,
     },
+    /// An option that says nothing of two processes.
+    #[error("--{option} means nothing with --listen or --connect")]
+    #[diagnostic(help("leave it out; say how many messages with --iters"))]
+    OneProcess {
+        /// The option.
+        option: &'static str,
+    },
     /// The machine refused something that cannot be done without.
     #[error("{what}")]
     Setup {
@@ -68,7 +75,10 @@ impl PerfError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::OutOfRange(_) | Self::AtomicSize { .. } | Self::NoOtherSide { .. } => 2,
+            Self::OutOfRange(_)
+            | Self::AtomicSize { .. }
+            | Self::NoOtherSide { .. }
+            | Self::OneProcess { .. } => 2,
             Self::Setup { .. } => 3,
             Self::Failed { .. } | Self::Stuck => 1,
         }
@@ -79,28 +89,36 @@ fn setup<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: &'static str) 
     move |error| PerfError::Setup { what, source: error.into() }
 }
 
-/// The bytes of an atomic, unless something else was asked for; the default of the command line was not.
-pub(super) fn atomic_size(size: u64) -> Result<u64, PerfError> {
-    if size == 8 || size == 64 << 10 { Ok(8) } else { Err(PerfError::AtomicSize { size }) }
+/// A measurement in one process: what was asked for, and what is meant where nothing was.
+pub(super) struct Plan {
+    pub(super) operation: Operation,
+    pub(super) size: u64,
+    pub(super) depth: u32,
+    pub(super) qps: u32,
+    pub(super) memory: u64,
+    pub(super) odp: bool,
+    iters: Option<u64>,
+    duration: f64,
 }
 
-fn check(args: &Args) -> Result<Args, PerfError> {
-    if let Some(option) = args.sides.idle_option() {
-        return Err(PerfError::NoOtherSide { option });
+impl Plan {
+    fn of(args: &Args) -> Result<Self, PerfError> {
+        if let Some(option) = args.sides.idle_option() {
+            return Err(PerfError::NoOtherSide { option });
+        }
+        let (size, memory) = (args.message()?, args.memory.unwrap_or(64 << 20));
+        range::count("size", size, 1, MOST_SIZE)?;
+        range::count("depth", args.depth.into(), 1, MOST_DEPTH.into())?;
+        range::count("qps", args.qps.into(), 1, (MOST_REQUESTS / args.depth).min(MOST_QPS).into())?;
+        range::count("memory", memory, size.next_multiple_of(64), 1 << 40)?;
+        if let Some(iters) = args.iters {
+            range::count("iters", iters, 1, u64::MAX)?;
+        }
+        let duration = args.duration.unwrap_or(2.0);
+        range::seconds("duration", duration, 86400)?;
+        let Args { operation, depth, qps, odp, iters, .. } = *args;
+        Ok(Self { operation, size, depth, qps, memory, odp, iters, duration })
     }
-    let mut args = args.clone();
-    if args.operation == Operation::Atomic {
-        args.size = atomic_size(args.size)?;
-    }
-    range::count("size", args.size, 1, MOST_SIZE)?;
-    range::count("depth", args.depth.into(), 1, MOST_DEPTH.into())?;
-    range::count("qps", args.qps.into(), 1, (MOST_REQUESTS / args.depth).min(MOST_QPS).into())?;
-    range::count("memory", args.memory, args.size.next_multiple_of(64), 1 << 40)?;
-    if let Some(iters) = args.iters {
-        range::count("iters", iters, 1, u64::MAX)?;
-    }
-    range::seconds("duration", args.duration, 86400)?;
-    Ok(args)
 }
 
 /// Builds two ends in this process and measures between them.
@@ -108,64 +126,64 @@ fn check(args: &Args) -> Result<Args, PerfError> {
 /// # Errors
 /// See [`PerfError`].
 pub fn run(args: &Args) -> Result<Report, PerfError> {
-    let args = &check(args)?;
+    let plan = &Plan::of(args)?;
     let space = ProcessSpace::open(Options::default())
         .map_err(setup("the memory of this process cannot be given to a device"))?;
     let config = MachineConfig::default();
     let config = MachineConfig { hca: HcaConfig { seed: config.seed, ..config.hca }, ..config };
     let machine = Machine::new(space.memory(), None, &config).map_err(setup("no machine could be built"))?;
-    let end = |device| End::new(device, &space, args).map_err(setup("an end could not be made"));
+    let end = |device| End::new(device, &space, plan).map_err(setup("an end could not be made"));
     let (asking, serving) = (end(&machine.far)?, end(&machine.near)?);
     let served = serving.served();
     asking.connect(&served).map_err(setup("the ends do not connect"))?;
     serving.connect(&asking.served()).map_err(setup("the ends do not connect"))?;
-    serving.prepare(args).map_err(setup("receives could not be posted"))?;
+    serving.prepare(plan).map_err(setup("receives could not be posted"))?;
     let faults = || {
         let stats = [&machine.near, &machine.far].map(|device| device.hca().stats());
         stats.iter().map(|stats| stats.faults_by_work_request + stats.faults_by_remote_access).sum::<u64>()
     };
-    let mut load = Load::new(args, asking, served, serving);
+    let mut load = Load::new(plan, asking, served, serving);
     // Once over all of the memory: what is measured is not the first touch.
     let pass = load.asking.places().min(1 << 22);
     load.measure(pass, None, &ProgressBar::hidden())?;
     let before = faults();
     load.latencies.reset();
-    let bar = progress(args);
-    let until = args.iters.is_none().then(|| Duration::from_secs_f64(args.duration));
-    let (messages, elapsed) = load.measure(args.iters.unwrap_or(u64::MAX), until, &bar)?;
+    let bar = progress(plan, args.json);
+    let until = plan.iters.is_none().then(|| Duration::from_secs_f64(plan.duration));
+    let (messages, elapsed) = load.measure(plan.iters.unwrap_or(u64::MAX), until, &bar)?;
     bar.finish_and_clear();
     let seconds = elapsed.as_secs_f64();
     Ok(Report {
-        operation: args.operation.name(),
-        size: args.size,
-        qps: args.qps,
-        depth: args.depth,
-        on_demand: args.odp,
-        memory: args.memory,
+        operation: plan.operation.name(),
+        size: plan.size,
+        qps: plan.qps,
+        depth: plan.depth,
+        on_demand: plan.odp,
+        memory: plan.memory,
         messages,
         seconds,
         messages_per_second: messages as f64 / seconds,
-        bytes_per_second: messages as f64 * args.size as f64 / seconds,
+        bytes_per_second: messages as f64 * plan.size as f64 / seconds,
         faults: faults(),
         faults_measured: faults() - before,
         latency: Latency::of(&load.latencies),
     })
 }
 
-fn progress(args: &Args) -> ProgressBar {
-    if args.json {
+fn progress(plan: &Plan, json: bool) -> ProgressBar {
+    if json {
         return ProgressBar::hidden();
     }
-    let (length, template) = match args.iters {
+    let (length, template) = match plan.iters {
         Some(iters) => (iters, "{wide_bar} {human_pos}/{human_len} requests, {per_sec}"),
-        None => ((args.duration * 1e3) as u64, "{wide_bar} {pos}/{len} ms"),
+        None => ((plan.duration * 1e3) as u64, "{wide_bar} {pos}/{len} ms"),
     };
     ProgressBar::new(length).with_style(ProgressStyle::with_template(template).expect("a template"))
 }
 
 /// The end that asks, with what it asks of.
 struct Load<'a> {
-    args: &'a Args,
+    plan: &'a Plan,
     asking: End,
     served: Served,
     serving: End,
@@ -178,13 +196,13 @@ struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    fn new(args: &'a Args, asking: End, served: Served, serving: End) -> Self {
-        let places = args.depth as usize * args.qps as usize;
+    fn new(plan: &'a Plan, asking: End, served: Served, serving: End) -> Self {
+        let places = plan.depth as usize * plan.qps as usize;
         let longest = PATIENCE.as_nanos() as u64;
         let latencies = Histogram::new_with_bounds(1, longest, DIGITS).expect("such bounds are possible");
         let posted = vec![Instant::now(); places];
-        let receives = u64::from(args.depth) * 2;
-        Self { args, asking, served, serving, next: 0, receives, posted, latencies }
+        let receives = u64::from(plan.depth) * 2;
+        Self { plan, asking, served, serving, next: 0, receives, posted, latencies }
     }
 
     /// Runs `most` requests, or until the time is over. Gives how many ended, and the time.
@@ -208,7 +226,7 @@ impl<'a> Load<'a> {
             let polled = self.asking.cq.poll(&mut completions, 64);
             polled.map_err(|_| PerfError::Failed { status: Status::FlushError })?;
             let now = Instant::now();
-            if self.args.operation == Operation::Send {
+            if self.plan.operation == Operation::Send {
                 self.serving.serve(&mut self.receives).map_err(|status| PerfError::Failed { status })?;
             }
             if completions.is_empty() {
@@ -247,7 +265,7 @@ impl<'a> Load<'a> {
         let local = [self.asking.local(number)];
         let remote = self.asking.remote(&self.served, number);
         let id = place as u64;
-        let request = match self.args.operation {
+        let request = match self.plan.operation {
             Operation::Write => SendRequest::write(id, &local, remote),
             Operation::Read => SendRequest::read(id, &local, remote),
             Operation::Send => SendRequest::send(id, &local),
