@@ -23,6 +23,7 @@ const ISLANDS: &[&str] = &[
     "mr/src/cache/unkept.rs",
     "mr/src/device/verbs/context.rs",
     "mr/src/device/verbs/extended.rs",
+    "mr/src/device/verbs/handover.rs",
     "mr/src/device/verbs/pd.rs",
     "mr/src/device/verbs/queue.rs",
     "mr/src/device/verbs/region.rs",

@@ -91,6 +91,12 @@ pub enum VerbsError {
         /// The device asked.
         device: String,
     },
+    /// A context that was handed over gives no protection domain to ask it by.
+    #[error("the context from {context} gave no protection domain, not even for a moment")]
+    NoDomain {
+        /// Whose it is.
+        context: &'static str,
+    },
     /// The request cannot be posted on this backend.
     #[error("{device} is not given {what} by this backend")]
     NotPosted {

@@ -14,8 +14,8 @@
 //! they would end ([`limits`]).
 //!
 //! Bindings are rdma-sys's, save for two inline functions that it has wrong on 64 bits: see [`extended`]. A program that has
-//! a context or a protection domain of its own, from the crate `ibverbs` or from C, hands it over with
-//! [`VerbsDevice::from_context`] and [`VerbsPd::from_pd`].
+//! a context or a protection domain of its own hands it over: [`VerbsDevice::from_ibverbs`] and [`VerbsPd::from_ibverbs`] take
+//! those of the crate `ibverbs`, [`VerbsDevice::from_context`] and [`VerbsPd::from_pd`] those of C.
 //!
 //! # In place of rereg_mr and advise_mr
 //!
@@ -27,6 +27,7 @@ mod capabilities;
 mod context;
 mod error;
 mod extended;
+mod handover;
 pub mod limits;
 mod pd;
 mod queue;
