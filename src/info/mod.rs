@@ -1,8 +1,9 @@
 //! `anypage info`: what this machine gives: the device and all its limits, how well changes of memory are seen and why not
-//! better, what of the kernel that rests on, and the RDMA devices that the kernel has.
+//! better, what of the kernel that rests on, the RDMA devices that the kernel has, and what each cannot do.
 
 pub(crate) mod kernel;
 mod report;
+mod verbs;
 
 pub use report::Report;
 

@@ -1,6 +1,7 @@
 //! The report, for people and as JSON.
 
 use super::kernel::{self, HugePages, Limit, RdmaDevice};
+use super::verbs::Verbs;
 use crate::machine::{Machine, MachineConfig};
 use comfy_table::{ContentArrangement, Table, presets};
 use hw_model::hca::{Capabilities, DeviceAttributes, Gid, OnDemandOperations, PORT};
@@ -27,6 +28,8 @@ pub struct Report {
     pub devices: Vec<DeviceReport>,
     /// The RDMA devices of the kernel.
     pub rdma_devices: Vec<RdmaDevice>,
+    /// What the backend of real devices makes of them.
+    pub verbs: Verbs,
 }
 
 /// The rungs of the ladder.
@@ -122,6 +125,7 @@ impl Report {
             kernel: Kernel::new(&exact, capabilities),
             devices: vec![DeviceReport::model(&space)?],
             rdma_devices: kernel::rdma_devices(),
+            verbs: Verbs::look(),
         })
     }
 }
@@ -280,7 +284,7 @@ fn table(header: &str) -> Table {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { version, ladder, kernel, devices, rdma_devices } = self;
+        let Self { version, ladder, kernel, devices, rdma_devices, verbs } = self;
         writeln!(f, "anypage {version} on {}\n", kernel.release)?;
         let mut rungs = table(&format!("rung in force: {}", ladder.in_force));
         for RungReport { rung, available, why } in &ladder.rungs {
@@ -311,7 +315,16 @@ impl fmt::Display for Report {
         if rdma_devices.is_empty() {
             kernels.add_row(["none", "/sys/class/infiniband is empty or not there"]);
         }
-        writeln!(f, "{kernels}")
+        writeln!(f, "{kernels}")?;
+        if !verbs.built {
+            return writeln!(f, "\nWhat these cannot do is told by a build with the feature verbs.");
+        }
+        for device in &verbs.devices {
+            let mut rows = table(&format!("verbs device {}", device.name));
+            rows.add_rows(device.rows());
+            writeln!(f, "\n{rows}")?;
+        }
+        Ok(())
     }
 }
 

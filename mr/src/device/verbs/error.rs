@@ -1,7 +1,8 @@
 //! What goes wrong with a real device, with whom and why.
 
 use super::capabilities::Capability;
-use hw_model::addr::VirtRange;
+use hw_model::addr::{RegionAddr, VirtRange};
+use hw_model::hca::Key;
 use rustix::io::Errno;
 
 /// Why a real device did not do something.
@@ -75,6 +76,47 @@ pub enum VerbsError {
         /// The limit.
         limit: u64,
     },
+    /// Entries of huge pages were asked for, of memory that has none, or of a part of one.
+    #[error(
+        "{range} is not whole huge pages: its pages are of {page} bytes, and a region with IBV_ACCESS_HUGETLB begins and \
+         ends with one; align it to 2 MiB in memory of MAP_HUGETLB (vm.nr_hugepages), or register without"
+    )]
+    HugePages {
+        /// The memory.
+        range: VirtRange,
+        /// Bytes of its pages.
+        page: u64,
+    },
+    /// An implicit region of a real device is not over a part, and has the addresses that there are.
+    #[error(
+        "an implicit region is over all of {all} at its own addresses, not over {range}: register that on demand"
+    )]
+    NotEverything {
+        /// The memory.
+        range: VirtRange,
+        /// The address space.
+        all: VirtRange,
+    },
+    /// A DMABUF's first byte is called by an address that has another place in its page.
+    #[error(
+        "a region over a DMABUF from byte {offset:#x} on cannot begin at {address}: the last 12 bits must be the same"
+    )]
+    DmabufAddress {
+        /// The byte of the buffer.
+        offset: u64,
+        /// What it was to be called.
+        address: RegionAddr,
+    },
+    /// Memory windows are bound to it.
+    #[error(
+        "{windows} memory windows are bound to {key:?}; they must be unbound, invalidated or ended before"
+    )]
+    WindowsBound {
+        /// The region's key.
+        key: Key,
+        /// How many windows.
+        windows: usize,
+    },
     /// The driver gives a region two keys; only one is kept here.
     #[error("{device} gave a local key {local:#x} and another remote key {remote:#x}")]
     TwoKeys {
@@ -89,6 +131,18 @@ pub enum VerbsError {
     #[error("the object belongs to another device than {device}")]
     Foreign {
         /// The device asked.
+        device: String,
+    },
+    /// The region was deregistered.
+    #[error("the region of {key:?} was deregistered")]
+    Deregistered {
+        /// The key that it had.
+        key: Key,
+    },
+    /// The window was ended, with its region or by itself.
+    #[error("the memory window of {device} was ended")]
+    WindowEnded {
+        /// The device.
         device: String,
     },
     /// A context that was handed over gives no protection domain to ask it by.

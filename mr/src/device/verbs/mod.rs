@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! VerbsDevice -> VerbsPd -> VerbsRegion (a [`Region`](super::Region))
-//!             -> VerbsCq -> VerbsQp
+//!             -> VerbsCq -> VerbsQp, VerbsWindow
 //! ```
 //!
 //! Every object holds its parents by `Arc`. Requests, completions, rights and statuses are the words that the model uses, so
@@ -17,22 +17,33 @@
 //! a context or a protection domain of its own hands it over: [`VerbsDevice::from_ibverbs`] and [`VerbsPd::from_ibverbs`] take
 //! those of the crate `ibverbs`, [`VerbsDevice::from_context`] and [`VerbsPd::from_pd`] those of C.
 //!
-//! # In place of rereg_mr and advise_mr
+//! # In place of what a driver has not
 //!
-//! Without ibv_rereg_mr(3) (the library of rdma_rxe in rdma-core 44 has it not): register again and drop the old region; the
-//! key is another one then. Without ibv_advise_mr(3) (that library before rdma-core 58): [`Region::advise`](super::Region::advise) populates the pages of this process, so that the device's fault
-//! finds them there.
+//! [`VerbsHandle`] is a registration that may be changed: by ibv_rereg_mr(3), or by a fresh registration, whose key is another
+//! (the library of rdma_rxe in rdma-core 44 has no rereg_mr). It is also how a device without ODP gets pages that came in the
+//! place of others. Without ibv_advise_mr(3) (that library before rdma-core 58): [`Region::advise`](super::Region::advise)
+//! populates the pages of this process, so that the device's fault finds them there.
+//!
+//! # Why these are not the traits of the model
+//!
+//! [`Device`](super::Device) and what it leads to have the model's errors, each a closed list of what a modelled HCA says. A
+//! driver says errno, to every call, polling included: seven enums, most of them of hw-model, would have to carry it, and every
+//! user of the model would match what cannot happen. So a program that is to run on both has an enum of two, or a trait of the
+//! few calls that it makes (examples/softroce_register.rs); [`Region`](super::Region) is common to both.
 
 mod capabilities;
 mod context;
 mod error;
 mod extended;
+mod handle;
 mod handover;
 pub mod limits;
 mod pd;
 mod queue;
 mod region;
+mod register;
 mod translate;
+mod window;
 
 #[cfg(test)]
 mod tests;
@@ -40,6 +51,8 @@ mod tests;
 pub use capabilities::{Capabilities, Capability, Operations};
 pub use context::{VerbsDevice, devices};
 pub use error::VerbsError;
+pub use handle::{Change, Outcome, VerbsHandle};
 pub use pd::VerbsPd;
 pub use queue::{VerbsCq, VerbsQp};
 pub use region::VerbsRegion;
+pub use window::{Opening, VerbsWindow};

@@ -1,35 +1,27 @@
-//! Protection domains of a real device, and what registering in one takes.
+//! Protection domains of a real device.
 //!
 //! Unsafe island. Invariant: `pd` belongs to `device`, which it holds, and lives until this is dropped, after everything that
-//! was made in it: all of that holds the domain by `Arc`. Memory is registered only through a [`UserRange`] of this process:
-//! somebody owns it, or vouched for it.
+//! was made in it: all of that holds the domain by `Arc`.
 #![allow(unsafe_code)]
 
 use super::capabilities::Capability;
 use super::context::{VerbsDevice, last_errno};
 use super::error::VerbsError;
 use super::extended;
-use super::limits::LockedMemory;
 use super::queue::{VerbsCq, VerbsQp};
-use super::region::{Registered, VerbsRegion};
-use crate::device::RegisterOptions;
-use crate::region::Mode;
-use hw_model::addr::{PAGE_SIZE, RegionAddr, VirtRange};
-use hw_model::hca::Access;
+use super::window::VerbsWindow;
+use hw_model::addr::{PAGE_SIZE, RegionAddr};
+use hw_model::hca::{Access, WindowKind};
 use hw_model::sync::Arc;
-use hw_model::sync::atomic::Ordering;
-use odp::space::UserRange;
 use rdma_sys::{
-    ibv_alloc_pd, ibv_dealloc_pd, ibv_dereg_mr, ibv_mr, ibv_pd, ibv_reg_dmabuf_mr, ibv_reg_mr,
-    ibv_reg_mr_iova, ibv_rereg_mr, ibv_sge,
+    ibv_alloc_pd, ibv_dealloc_pd, ibv_dereg_mr, ibv_mr, ibv_pd, ibv_reg_dmabuf_mr, ibv_reg_mr, ibv_rereg_mr,
+    ibv_sge,
 };
 use rustix::io::Errno;
 use std::any::Any;
 use std::os::raw::c_int;
 use std::ptr::{self, NonNull};
 
-/// `IBV_ACCESS_ON_DEMAND`.
-const ON_DEMAND: c_int = 1 << 6;
 /// `IBV_REREG_MR_CHANGE_ACCESS`.
 const CHANGE_ACCESS: c_int = 1 << 2;
 
@@ -85,62 +77,12 @@ impl VerbsPd {
         self.pd.as_ptr()
     }
 
-    /// Registers `memory` as one region with one key: pinned (ibv_reg_mr(3)), or on demand where the device can.
+    /// A new memory window.
     ///
     /// # Errors
-    /// See [`VerbsError`]. Limits are looked at first; nothing is left behind.
-    pub fn register(
-        self: &Arc<Self>,
-        memory: &UserRange,
-        options: RegisterOptions,
-    ) -> Result<Arc<VerbsRegion>, VerbsError> {
-        let range = memory.range();
-        self.check(memory, options.mode)?;
-        let address = options.address.unwrap_or(RegionAddr(range.start().0));
-        let mut flags = translated(options.access);
-        if options.mode == Mode::OnDemand {
-            flags |= ON_DEMAND;
-        }
-        let at = ptr::with_exposed_provenance_mut(range.start().0 as usize);
-        let len = range.len() as usize;
-        let mr = if options.address.is_some() {
-            // SAFETY: a domain that is there; the range may be used by devices as long as the region lives, which holds it.
-            unsafe { ibv_reg_mr_iova(self.as_ptr(), at, len, address.0, flags) }
-        } else {
-            // SAFETY: the same.
-            unsafe { ibv_reg_mr(self.as_ptr(), at, len, flags) }
-        };
-        let Some(mr) = NonNull::new(mr) else {
-            return Err(self.device.refused("ibv_reg_mr", last_errno()));
-        };
-        self.device.regions.fetch_add(1, Ordering::Relaxed);
-        let registered = Registered::new(self, mr);
-        VerbsRegion::new(registered, memory, options, address)
-    }
-
-    /// What would end the registration, before it is tried.
-    fn check(&self, memory: &UserRange, mode: Mode) -> Result<(), VerbsError> {
-        let (device, range) = (&self.device, memory.range());
-        let known = device.capabilities();
-        if !memory.space().is_this_process() {
-            return Err(VerbsError::NotOfThisProcess { range });
-        }
-        if range.is_empty() {
-            return Err(VerbsError::Empty);
-        }
-        let name = || device.name().to_owned();
-        if range.len() > known.max_region {
-            return Err(VerbsError::TooLong { device: name(), len: range.len(), limit: known.max_region });
-        }
-        if device.regions.load(Ordering::Relaxed) >= known.max_regions {
-            return Err(VerbsError::TooManyRegions { device: name(), max: known.max_regions });
-        }
-        match mode {
-            Mode::OnDemand => device.require(Capability::OnDemand),
-            // Also where the device has it: nothing here asks for it yet.
-            Mode::Implicit => Err(VerbsError::Lacks { device: name(), capability: Capability::Implicit }),
-            Mode::Pinned => LockedMemory::now().allows(range),
-        }
+    /// [`VerbsError::Lacks`] from a device that has none of the kind, and what the device said.
+    pub fn alloc_window(self: &Arc<Self>, kind: WindowKind) -> Result<Arc<VerbsWindow>, VerbsError> {
+        VerbsWindow::new(self, kind)
     }
 
     /// A reliable-connected queue pair that completes to `cq`.
@@ -151,14 +93,20 @@ impl VerbsPd {
         VerbsQp::new(self, cq, requests)
     }
 
-    /// Tells the device what is going to be done with `len` bytes at `address` of the region behind `lkey`.
-    pub(super) fn advise(&self, advice: u32, flags: u32, lkey: u32, range: VirtRange) -> Result<(), Errno> {
+    /// Tells the device what is going to be done with `len` bytes of the region behind `lkey`, from what the region calls
+    /// `address` on.
+    pub(super) fn advise(
+        &self,
+        advice: u32,
+        flags: u32,
+        lkey: u32,
+        (address, len): (RegionAddr, u64),
+    ) -> Result<(), Errno> {
         // The length of a piece has 32 bits.
         const STEP: u64 = 1 << 30;
-        let pieces = (0..range.len().div_ceil(STEP)).map(|step| {
+        let pieces = (0..len.div_ceil(STEP)).map(|step| {
             let done = step * STEP;
-            let length = STEP.min(range.len() - done) as u32;
-            ibv_sge { addr: range.start().0 + done, length, lkey }
+            ibv_sge { addr: address.offset(done).0, length: STEP.min(len - done) as u32, lkey }
         });
         let mut pieces: Vec<_> = pieces.collect();
         // SAFETY: the domain is there.
@@ -212,7 +160,7 @@ impl VerbsPd {
 }
 
 /// The rights as libibverbs has them: the model's bits are the specification's, but for the flushes.
-fn translated(access: Access) -> c_int {
+pub(super) fn translated(access: Access) -> c_int {
     /// `IBV_ACCESS_FLUSH_GLOBAL` and `IBV_ACCESS_FLUSH_PERSISTENT`.
     const FLUSHES: [(Access, c_int); 2] =
         [(Access::FLUSH_GLOBAL, 1 << 8), (Access::FLUSH_PERSISTENT, 1 << 9)];

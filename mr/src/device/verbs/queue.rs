@@ -219,12 +219,31 @@ impl VerbsQp {
         work.send_flags = flag(request.signaled, ibv_send_flags::IBV_SEND_SIGNALED)
             | flag(request.fence, ibv_send_flags::IBV_SEND_FENCE)
             | flag(request.solicited, ibv_send_flags::IBV_SEND_SOLICITED);
+        // SAFETY: the pieces are there as long as the call, and name memory by keys.
+        unsafe { self.post(&mut work) }
+    }
+
+    /// Posts one request.
+    ///
+    /// # Safety
+    /// What the request points to is there until this returns.
+    pub(super) unsafe fn post(&self, work: &mut ibv_send_wr) -> Result<(), VerbsError> {
         let mut bad = ptr::null_mut();
         // SAFETY: a live queue pair; the request and its pieces are read before the call returns.
-        match unsafe { ibv_post_send(self.qp.as_ptr(), &raw mut work, &raw mut bad) } {
+        match unsafe { ibv_post_send(self.qp.as_ptr(), work, &raw mut bad) } {
             0 => Ok(()),
             code => Err(self.refused("ibv_post_send", code)),
         }
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut ibv_qp {
+        self.qp.as_ptr()
+    }
+
+    /// Its domain.
+    #[must_use]
+    pub fn pd(&self) -> &Arc<VerbsPd> {
+        &self.pd
     }
 
     /// Posts a receive into `local`.

@@ -51,3 +51,32 @@ fn every_status_of_the_specification_has_a_word() {
         assert!(given.contains(&status), "{status:?} is never given");
     }
 }
+
+#[test]
+fn what_a_device_cannot_do_names_it_and_what_to_do_instead() {
+    let device = || "rxe0".to_owned();
+    let said = [
+        (
+            VerbsError::Lacks { device: device(), capability: Capability::Implicit },
+            "rxe0 has no implicit ODP",
+        ),
+        (
+            VerbsError::TooLong { device: device(), len: 9, limit: 8 },
+            "9 bytes are more than a region of rxe0",
+        ),
+        (VerbsError::TooManyRegions { device: device(), max: 7 }, "all 7 regions of rxe0 (max_mr)"),
+        (VerbsError::HugePages { range: range(0x1000, 0x1000), page: PAGE_SIZE }, "vm.nr_hugepages"),
+        (VerbsError::NotEverything { range: range(0, 1), all: range(0, 2) }, "register that on demand"),
+        (
+            VerbsError::DmabufAddress { offset: 0x1000, address: hw_model::addr::RegionAddr(8) },
+            "the last 12 bits must be the same",
+        ),
+        (
+            VerbsError::WindowsBound { key: hw_model::hca::Key(1), windows: 2 },
+            "must be unbound, invalidated or ended before",
+        ),
+    ];
+    for (error, part) in said {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}

@@ -31,6 +31,8 @@ fn operation(opcode: Opcode::Type) -> OperationCode {
         Opcode::IBV_WC_RDMA_READ => OperationCode::Read,
         Opcode::IBV_WC_COMP_SWAP => OperationCode::CompareSwap,
         Opcode::IBV_WC_FETCH_ADD => OperationCode::FetchAdd,
+        Opcode::IBV_WC_BIND_MW => OperationCode::Bind,
+        Opcode::IBV_WC_LOCAL_INV => OperationCode::Invalidate,
         Opcode::IBV_WC_RECV => OperationCode::Receive,
         _ => OperationCode::Send,
     }

@@ -5,10 +5,10 @@
 #![allow(unsafe_code)]
 
 use hw_model::addr::{VirtAddr, VirtRange};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 use std::ffi::c_void;
 
 /// A range of address space that is ours until dropped.
@@ -17,6 +17,14 @@ pub(super) struct View {
     range: VirtRange,
     /// What a drop leaves: nothing, or, in a range lent by somebody, memory that cannot be accessed.
     lent: bool,
+}
+
+/// What is put into a view.
+pub(super) enum Part<'a> {
+    /// Zeroed private memory, in huge pages of the pool or not.
+    Anonymous { huge: bool },
+    /// A file from `offset` on, shared or for this mapping alone.
+    File { file: BorrowedFd<'a>, offset: u64, private: bool },
 }
 
 /// A range of the program's address space, lent to have other memory put in its place.
@@ -112,6 +120,37 @@ impl View {
         let flags = MapFlags::SHARED | MapFlags::FIXED | populate;
         // SAFETY: the part lies in this view, so only pages of the view are replaced, and no reference to them exists.
         unsafe { rustix::mm::mmap(pointer(at), len(bytes)?, protection, flags, file, offset) }.map(drop)
+    }
+
+    /// Puts `bytes` bytes of `what` in place of what is mapped `inside` bytes into the view, in one step.
+    pub(super) fn put(&self, inside: u64, bytes: u64, what: Part<'_>) -> Result<(), Errno> {
+        let (at, bytes) = (pointer(self.part(inside, bytes)), len(bytes)?);
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let private = MapFlags::PRIVATE | MapFlags::FIXED;
+        match what {
+            Part::Anonymous { huge } => {
+                let flags = if huge { private | MapFlags::HUGETLB } else { private };
+                // SAFETY: as in place.
+                unsafe { rustix::mm::mmap_anonymous(at, bytes, protection, flags) }
+            }
+            Part::File { file, offset, private: own } => {
+                let flags = if own { private } else { MapFlags::SHARED | MapFlags::FIXED };
+                // SAFETY: as in place.
+                unsafe { rustix::mm::mmap(at, bytes, protection, flags, file, offset) }
+            }
+        }
+        .map(drop)
+    }
+
+    /// Moves the pages at `from` to `inside` bytes into the view, in place of what is mapped there.
+    ///
+    /// # Safety
+    /// `from` is the caller's to unmap, and nobody refers to it.
+    pub(super) unsafe fn take(&self, inside: u64, from: VirtRange) -> Result<(), Errno> {
+        let (to, bytes) = (pointer(self.part(inside, from.len())), len(from.len())?);
+        let flags = MremapFlags::MAYMOVE;
+        // SAFETY: the caller gives `from` away; the part lies in this view, and no reference to it exists.
+        unsafe { rustix::mm::mremap_fixed(pointer(from.start()), bytes, bytes, flags, to) }.map(drop)
     }
 
     /// The address of `bytes` bytes `inside` the view.
