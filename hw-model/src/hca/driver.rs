@@ -114,11 +114,12 @@ impl Hca {
         let mut step = Step::Worked;
         while *steps > 0 && step == Step::Worked {
             *steps -= 1;
-            step = engine.step(now);
+            step = engine.step_of_several(now);
             if step == Step::Worked {
                 step = engine.rest().unwrap_or(step);
             }
         }
+        engine.flush();
         roused.take_from(engine.roused());
         drop(engine);
         let mailbox = &self.device.mailboxes[index];

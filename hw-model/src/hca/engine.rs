@@ -44,6 +44,9 @@ const PACKETS_A_TURN: usize = 8;
 /// Turns in a step.
 const TURNS_A_STEP: usize = 8;
 
+/// Packets that do not wait for those of the next step.
+const ENOUGH_TO_SEND: usize = 8;
+
 /// One engine of an HCA.
 pub(super) struct Engine {
     qps: HashMap<Qpn, Box<Core>>,
@@ -130,10 +133,23 @@ impl Engine {
 
     /// Does a bounded amount of work.
     pub(super) fn step(&mut self, now: Time) -> Step {
+        let step = self.step_of_several(now);
+        self.flush();
+        step
+    }
+
+    /// One of several steps, after which [`Engine::flush`] comes: the few packets of one that mostly received go out with
+    /// those of the next.
+    pub(super) fn step_of_several(&mut self, now: Time) -> Step {
         self.desk.now = now;
         let step = self.work();
-        self.desk.device.link.flush();
+        self.desk.outbox.flush(&*self.desk.device.link, ENOUGH_TO_SEND);
         step
+    }
+
+    /// Has the link send what waits.
+    pub(super) fn flush(&self) {
+        self.desk.outbox.flush(&*self.desk.device.link, 0);
     }
 
     /// As [`Step::Idle`], if another step would find nothing to do.

@@ -3,7 +3,7 @@
 use crate::link::{Ingress, Link, Roused};
 use crate::sync::Arc;
 use crate::wire::{Gid, Packet};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// One engine's way out.
 #[derive(Default)]
@@ -11,6 +11,8 @@ pub(super) struct Outbox {
     /// The peer that the last packet went to, so that the link is not asked for every packet.
     latest: RefCell<Option<(Gid, Arc<dyn Ingress>)>>,
     roused: RefCell<Roused>,
+    /// Packets given to the link since it was last flushed.
+    waiting: Cell<usize>,
 }
 
 impl Outbox {
@@ -24,7 +26,18 @@ impl Outbox {
                 let index = peer.leave(packet);
                 self.roused.borrow_mut().add(peer, index);
             }
-            None => link.send(packet),
+            None => {
+                self.waiting.set(self.waiting.get() + 1);
+                link.send(packet);
+            }
+        }
+    }
+
+    /// Has the link send what it was given, if that is at least `least` packets.
+    pub(super) fn flush(&self, link: &dyn Link, least: usize) {
+        if self.waiting.get() >= least {
+            self.waiting.set(0);
+            link.flush();
         }
     }
 

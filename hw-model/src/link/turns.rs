@@ -9,8 +9,8 @@ use std::time::Duration;
 
 /// How long the receive thread leaves reading to others before it looks again.
 pub(super) const TURN: Duration = Duration::from_millis(1);
-/// Polls in that time that are often enough.
-const OFTEN: u32 = 32;
+/// Polls in that time that are often enough: one who sends large messages polls once for each.
+const OFTEN: u32 = 8;
 
 /// Whose turn it is.
 #[derive(Default)]

@@ -8,6 +8,7 @@ use super::sys::{RECEIVE_BYTES, ReceiveBuffers, Received};
 use crate::hca::Time;
 use crate::link::turns::TURN;
 use crate::sync::atomic::Ordering;
+use crate::sync::thread;
 use crate::wire::{
     Checked, Content, Flow, GlobalRoute, Identification, Malformed, Packet, check_icrc, gid_of, parse,
 };
@@ -16,9 +17,14 @@ use socket2::Socket;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 /// Receives a call.
 const MESSAGES: usize = 8;
+
+/// How long it is looked for more after something has come, before going to sleep: what comes in a stream comes within that,
+/// and being woken costs its sender more than the looks cost us.
+const LOOKS: Duration = Duration::from_micros(50);
 
 /// Receives that are smaller are copied out of their buffers, which their packets would keep.
 const KEPT: usize = RECEIVE_BYTES / 4;
@@ -57,12 +63,22 @@ impl Reader {
 }
 
 pub(super) fn run(shared: &Shared) {
+    let mut until = Instant::now();
     while !shared.stop.load(Ordering::Acquire) {
-        let theirs = shared.turns.are_theirs();
-        let most = if theirs { 0 } else { shared.reader.lock().turn(shared) };
+        if shared.turns.are_theirs() {
+            shared.flush();
+            sleep(shared, true);
+            continue;
+        }
+        let most = shared.reader.lock().turn(shared);
         shared.flush();
-        if most < MESSAGES {
-            sleep(shared, theirs);
+        if most > 0 {
+            until = Instant::now() + LOOKS;
+        } else if Instant::now() < until {
+            // Others may need the processor to send something.
+            thread::yield_now();
+        } else {
+            sleep(shared, false);
         }
     }
 }
