@@ -1,6 +1,7 @@
 //! Host memory as a bus master reaches it, by physical address.
 
 use super::epoch::DmaEpoch;
+use super::outside::Outside;
 use super::private::PrivatePages;
 use crate::addr::{PAGE_SIZE, PhysAddr};
 use crate::sync::Arc;
@@ -22,6 +23,29 @@ pub trait HostMemory: Send + Sync {
     /// # Errors
     /// See [`MemoryError`]; a prefix of `data` may have been placed then.
     fn write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError>;
+
+    /// Copies from `at` to where another process sees it: at most a page.
+    ///
+    /// # Errors
+    /// As of [`HostMemory::read`].
+    fn read_to(&self, at: PhysAddr, to: Outside<'_>) -> Result<(), MemoryError> {
+        let mut buffer = [0; PAGE_SIZE as usize];
+        let bytes = &mut buffer[..to.len()];
+        self.read(at, bytes)?;
+        to.copy_in(bytes);
+        Ok(())
+    }
+
+    /// Copies what another process may change meanwhile to `at`: at most a page.
+    ///
+    /// # Errors
+    /// As of [`HostMemory::write`].
+    fn write_from(&self, at: PhysAddr, from: Outside<'_>) -> Result<(), MemoryError> {
+        let mut buffer = [0; PAGE_SIZE as usize];
+        let bytes = &mut buffer[..from.len()];
+        from.copy_out(bytes);
+        self.write(at, bytes)
+    }
 
     /// Copies `len` bytes from `from` to `to`. Unlike the others this may run over page after page, as long as physical
     /// addresses go on. Where the two ranges overlap, the bytes that arrive are unspecified.

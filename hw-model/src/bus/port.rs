@@ -8,8 +8,8 @@ use super::device::{DeviceSpec, DmaLimits};
 use super::fabric::{Bus, MAX_BARS, Translation};
 use super::private::PrivatePages;
 use super::topology::{DeviceId, PeerRoute};
-use super::{AtomicOp, Bar, BarStorage, DmaEpoch, HostMemory, MemoryError, ProviderId};
-use crate::addr::{DmaAddr, Iova, PhysAddr};
+use super::{AtomicOp, Bar, BarStorage, DmaEpoch, HostMemory, MemoryError, Outside, ProviderId};
+use crate::addr::{DmaAddr, Iova, PAGE_SIZE, PhysAddr};
 use crate::bounce::BouncePool;
 use crate::iommu::{DmaAccess, Domain, IommuFault};
 use crate::sync::Arc;
@@ -95,6 +95,49 @@ impl Target<'_> {
 }
 
 impl DmaPort {
+    /// As [`DmaPort::read`], to where another process sees the bytes.
+    ///
+    /// # Errors
+    /// See [`DmaError`].
+    pub fn read_to(&self, at: DmaAddr, to: Outside<'_>) -> Result<(), DmaError> {
+        if self.crosses(at, to.len()) {
+            let head = self.left_in_page(at);
+            self.read_to(at, to.part(0..head))?;
+            return self.read_to(at.offset(head as u64), to.part(head..to.len()));
+        }
+        match self.target(at, DmaAccess::Read)? {
+            Target::Memory(phys) => Ok(self.memory().read_to(phys, to)?),
+            other => {
+                let mut buffer = [0; PAGE_SIZE as usize];
+                let bytes = &mut buffer[..to.len()];
+                other.read(self.memory(), bytes)?;
+                to.copy_in(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// As [`DmaPort::write`], of bytes that another process may change meanwhile.
+    ///
+    /// # Errors
+    /// See [`DmaError`].
+    pub fn write_from(&self, at: DmaAddr, from: Outside<'_>) -> Result<(), DmaError> {
+        if self.crosses(at, from.len()) {
+            let head = self.left_in_page(at);
+            self.write_from(at, from.part(0..head))?;
+            return self.write_from(at.offset(head as u64), from.part(head..from.len()));
+        }
+        match self.target(at, DmaAccess::Write)? {
+            Target::Memory(phys) => Ok(self.memory().write_from(phys, from)?),
+            other => {
+                let mut buffer = [0; PAGE_SIZE as usize];
+                let bytes = &mut buffer[..from.len()];
+                from.copy_out(bytes);
+                Ok(other.write(self.memory(), bytes)?)
+            }
+        }
+    }
+
     pub(super) fn new(master: Master) -> Self {
         Self(Arc::new(master))
     }

@@ -129,6 +129,9 @@ impl Ingress for Inbox {
             }
         }
     }
+    fn takes_lots(&self) -> bool {
+        true
+    }
     fn takes_loans(&self, terms: &LoanTerms<'_>) -> bool {
         Arc::ptr_eq(&self.epoch, terms.epoch) && self.whole_bursts == terms.whole_bursts
     }

@@ -266,8 +266,14 @@ pub(super) fn transfer(
     for span in spans {
         let range = done..done + span.length as usize;
         let moved = match direction {
-            Direction::Gather => port.read(span.address, &mut payload[range]),
-            Direction::Scatter => port.write(span.address, &payload[range]),
+            Direction::Gather => match payload.outside() {
+                Some(outside) => port.read_to(span.address, outside.part(range)),
+                None => port.read(span.address, &mut payload[range]),
+            },
+            Direction::Scatter => match payload.outside() {
+                Some(outside) => port.write_from(span.address, outside.part(range)),
+                None => port.write(span.address, &payload[range]),
+            },
             Direction::Atomic(_) if spans.len() > 1 => return Err(Obstacle::Misaligned),
             Direction::Atomic(op) => port
                 .atomic(span.address, op)

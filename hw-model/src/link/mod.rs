@@ -31,7 +31,7 @@ pub use udp::{OpenUdpError, UdpConfig, UdpCounts, UdpLink};
 
 use crate::bus::DmaEpoch;
 use crate::sync::Arc;
-use crate::wire::{Gid, Packet, Qpn};
+use crate::wire::{Gid, Packet, Payload, Qpn};
 
 /// One port of a link, owned by one HCA.
 pub trait Link: Send + Sync {
@@ -51,6 +51,13 @@ pub trait Link: Send + Sync {
 
     /// Nobody takes packets here any more: what arrives is dropped. Called when the HCA goes.
     fn detach(&self);
+
+    /// Room for `len` bytes of a packet of a connected service to `destination`, where that will find them: nobody on the way
+    /// looks at them. `None`: they are copied when the packet is sent.
+    fn room(&self, destination: Gid, len: usize) -> Option<Payload> {
+        let _ = (destination, len);
+        None
+    }
 
     /// Sends a packet to `packet.destination`. Best effort, never blocks. It may wait for [`Link::flush`].
     fn send(&self, packet: Packet);
@@ -142,6 +149,12 @@ pub trait Ingress: Send + Sync {
         self.wake(index);
     }
 
+    /// Whether the bytes of packets of a connected service may still be in memory shared with another process, see
+    /// [`Lot`](crate::wire::Lot): nobody looks at them before they are copied to their place.
+    fn takes_lots(&self) -> bool {
+        false
+    }
+
     /// Whether its engines fetch the bytes of packets on these terms.
     fn takes_loans(&self, terms: &LoanTerms<'_>) -> bool {
         let _ = terms;
@@ -164,6 +177,9 @@ impl<L: Link + ?Sized> Link for Arc<L> {
     }
     fn detach(&self) {
         (**self).detach();
+    }
+    fn room(&self, destination: Gid, len: usize) -> Option<Payload> {
+        (**self).room(destination, len)
     }
     fn send(&self, packet: Packet) {
         (**self).send(packet);

@@ -6,7 +6,7 @@
 use super::{Ingress, Link, ShmLink, UdpLink};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::wire::{Gid, Packet, Qpn};
+use crate::wire::{Gid, Packet, Payload, Qpn};
 
 /// A UDP link, with shared memory to peers that are near.
 #[derive(Debug)]
@@ -57,6 +57,9 @@ impl Link for NearbyLink {
     fn detach(&self) {
         self.far.detach();
         self.near.detach();
+    }
+    fn room(&self, destination: Gid, len: usize) -> Option<Payload> {
+        self.near.room(destination, len)
     }
     fn send(&self, packet: Packet) {
         if let Some(packet) = self.near.send_if_there(packet) {

@@ -3,7 +3,7 @@
 use super::{Ingress, Link};
 use crate::fault_plan::{Direction, Point, Points, Subject};
 use crate::sync::Arc;
-use crate::wire::{Gid, Header, Packet, Qpn};
+use crate::wire::{Gid, Header, Packet, Payload, Qpn};
 
 /// A packet leaves: it fails by being lost. A delay holds up the engine that sends.
 pub const SEND: Point = Point::fallible("link.send");
@@ -58,6 +58,9 @@ impl<L: Link> Link for PlannedLink<L> {
     fn detach(&self) {
         self.inner.detach();
     }
+    fn room(&self, destination: Gid, len: usize) -> Option<Payload> {
+        self.inner.room(destination, len)
+    }
     fn send(&self, packet: Packet) {
         if !lost(&self.points, SEND, &packet, Direction::Send) {
             self.inner.send(packet);
@@ -95,6 +98,9 @@ impl Ingress for PlannedIngress {
     fn deliver_all(&self, packets: &mut Vec<Packet>) {
         packets.retain(|packet| !lost(&self.points, RECEIVE, packet, Direction::Receive));
         self.inner.deliver_all(packets);
+    }
+    fn takes_lots(&self) -> bool {
+        self.inner.takes_lots()
     }
 }
 
@@ -193,6 +199,62 @@ mod tests {
             link.send(Packet::reliable(link.address(), (link.address(), Qpn(qp)), Psn::new(psn), header));
         }
         (std::mem::take(&mut arrived.0.lock()), plan.fired())
+    }
+
+    /// A link that hands over what it is sent when it is polled, all at once, as those do that read many packets at a time.
+    #[derive(Default)]
+    struct Gathering {
+        packets: Mutex<Vec<Packet>>,
+        ingress: Mutex<Option<Arc<dyn Ingress>>>,
+    }
+
+    impl Link for Gathering {
+        fn address(&self) -> Gid {
+            Gid(1)
+        }
+        fn max_payload(&self) -> usize {
+            4096
+        }
+        fn attach(&self, ingress: Arc<dyn Ingress>) {
+            *self.ingress.lock() = Some(ingress);
+        }
+        fn detach(&self) {}
+        fn send(&self, packet: Packet) {
+            self.packets.lock().push(packet);
+        }
+        fn poll(&self) {
+            let ingress = self.ingress.lock().clone().expect("attached");
+            ingress.deliver_all(&mut self.packets.lock());
+        }
+    }
+
+    /// What takes packets together only: one at a time, each would wake an engine.
+    #[derive(Default)]
+    struct Together(Mutex<Vec<Vec<u32>>>);
+
+    impl Ingress for Together {
+        fn deliver(&self, packet: Packet) {
+            self.0.lock().push(vec![packet.psn.get()]);
+        }
+        fn deliver_all(&self, packets: &mut Vec<Packet>) {
+            self.0.lock().push(packets.drain(..).map(|packet| packet.psn.get()).collect());
+        }
+    }
+
+    #[test]
+    fn packets_that_arrive_together_are_handed_on_together_but_for_the_lost() {
+        let rule = Rule { skip: 1, times: Some(2), ..Rule::always("link.receive", Action::Fail) };
+        let plan = FaultPlan::new(1, vec![rule]);
+        let link = PlannedLink::new(Gathering::default(), Points::with(&plan));
+        let arrived = Arc::new(Together::default());
+        link.attach(Arc::clone(&arrived) as _);
+        for psn in 0..5 {
+            let to = (link.address(), Qpn(5));
+            link.send(Packet::reliable(link.address(), to, Psn::new(psn), Header::SendOnly));
+        }
+        link.poll();
+        assert_eq!(*arrived.0.lock(), [[0, 3, 4]], "one by one, each packet would cost a wake");
+        assert_eq!(plan.fired(), [("link.receive".to_owned(), 2)]);
     }
 
     #[test]

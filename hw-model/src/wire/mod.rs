@@ -28,7 +28,7 @@ pub use malformed::{Malformed, MalformedCounts};
 pub use number::{Gid, Immediate, Key, PKey, QKey, Qpn, RnrTimer, Srqn};
 pub use packet::{GlobalRoute, Packet};
 pub use parse::{Checked, Content, Datagram, Identification, check_icrc, parse, parse_datagram, parse_parts};
-pub use payload::{Payload, PayloadPool, WholeBuffer};
+pub use payload::{Lot, Payload, PayloadPool, WholeBuffer};
 pub use psn::Psn;
 
 /// The UDP port that RoCEv2 goes to (A17.3.2).

@@ -3,8 +3,11 @@
 //! The pool is last in, first out, so that a buffer that was just sent and received is reused while it is in the cache.
 //!
 //! Between two HCAs of one process a payload can be a [`Loan`]: not the bytes, but where the receiving engine finds them.
-//! Only links that say so ([`Link::takes_loans`](crate::link::Link::takes_loans)) are given such packets.
+//! Only links that say so ([`Link::takes_loans`](crate::link::Link::takes_loans)) are given such packets. And what comes through
+//! memory that two processes share can stay there until it is copied to its place ([`Lot`]): only receivers that say so
+//! ([`Ingress::takes_lots`](crate::link::Ingress::takes_lots)) are given that.
 
+use crate::bus::{Outside, OutsideMemory};
 use crate::hca::Loan;
 use crate::sync::{Arc, Mutex};
 use std::fmt;
@@ -128,6 +131,35 @@ impl fmt::Debug for WholeBuffer {
     }
 }
 
+/// Memory shared with another process that payloads are left in until they are done with, or written to before they are sent.
+pub trait Lot: OutsideMemory {
+    /// Sends the payload of `len` bytes from `at` on that has this number, behind `head`. False if it is one that was received.
+    fn send(&self, at: usize, len: usize, number: u64, head: &[u8]) -> bool {
+        let _ = (at, len, number, head);
+        false
+    }
+
+    /// The payload with this number is done with: its place may be written to.
+    fn give_back(&self, at: usize, len: usize, number: u64);
+}
+
+/// A payload in such memory.
+struct Left {
+    lot: Arc<dyn Lot>,
+    at: usize,
+    len: usize,
+    number: u64,
+    sent: bool,
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if !self.sent {
+            self.lot.give_back(self.at, self.len, self.number);
+        }
+    }
+}
+
 enum Content {
     Nothing,
     Small([u8; SMALL]),
@@ -138,6 +170,7 @@ enum Content {
         from: usize,
     },
     Lent(Loan),
+    Left(Left),
 }
 
 /// The data of one packet. A buffer goes back to its pool on drop.
@@ -159,7 +192,40 @@ impl Payload {
     pub(crate) fn loan(&self) -> Option<&Loan> {
         match &self.content {
             Content::Lent(loan) => Some(loan),
-            Content::Nothing | Content::Small(_) | Content::Bytes(_) | Content::Part { .. } => None,
+            _ => None,
+        }
+    }
+
+    /// `len` bytes from byte `at` of `lot` on, which is told `number` when they are done with.
+    #[must_use]
+    pub fn left(lot: Arc<dyn Lot>, (at, len): (usize, usize), number: u64) -> Self {
+        Self { content: Content::Left(Left { lot, at, len, number, sent: false }), len }
+    }
+
+    /// Sends it from where it is, behind `head`. False if that cannot be: its bytes are to be copied.
+    pub(crate) fn send(&mut self, head: &[u8]) -> bool {
+        match &mut self.content {
+            Content::Left(left) => {
+                left.sent = left.lot.send(left.at, left.len, left.number, head);
+                left.sent
+            }
+            _ => false,
+        }
+    }
+
+    /// Where the bytes are, if they are in memory shared with another process.
+    pub(crate) fn outside(&self) -> Option<Outside<'_>> {
+        match &self.content {
+            Content::Left(left) => Some(Outside::new(&*left.lot, left.at, self.len)),
+            _ => None,
+        }
+    }
+
+    /// Takes the bytes out of memory shared with another process, which gets no place back before that: for a payload that
+    /// has to wait, as others would wait behind it.
+    pub(crate) fn take_in(&mut self) {
+        if matches!(self.content, Content::Left(_)) {
+            *self = self.clone();
         }
     }
 
@@ -176,19 +242,19 @@ impl Payload {
     }
 }
 
-const LENT: &str = "a link that looks at the bytes of packets takes no loans";
+const LENT: &str = "a link that looks at the bytes of packets takes no loans and no lots";
 
 impl Deref for Payload {
     type Target = [u8];
     /// # Panics
-    /// If the bytes are lent.
+    /// If the bytes are lent, or left in shared memory.
     fn deref(&self) -> &[u8] {
         match &self.content {
             Content::Nothing => &[],
             Content::Small(bytes) => &bytes[..self.len],
             Content::Bytes(buffer) => &buffer.bytes[..self.len],
             Content::Part { whole, from } => &whole.bytes[*from..*from + self.len],
-            Content::Lent(_) => panic!("{LENT}"),
+            Content::Lent(_) | Content::Left(_) => panic!("{LENT}"),
         }
     }
 }
@@ -202,7 +268,7 @@ impl DerefMut for Payload {
             Content::Nothing | Content::Part { .. } => &mut [],
             Content::Small(bytes) => &mut bytes[..self.len],
             Content::Bytes(buffer) => &mut buffer.bytes[..self.len],
-            Content::Lent(_) => panic!("{LENT}"),
+            Content::Lent(_) | Content::Left(_) => panic!("{LENT}"),
         }
     }
 }
@@ -223,6 +289,11 @@ impl Clone for Payload {
                 copy
             }
             Content::Lent(loan) => Self::lent(loan.clone(), self.len),
+            Content::Left(left) => {
+                let mut copy = PayloadPool::new(self.len, 0).take(self.len);
+                left.lot.copy_out(left.at, &mut copy);
+                copy
+            }
         }
     }
 }
@@ -235,7 +306,11 @@ impl Default for Payload {
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lent = if self.loan().is_some() { ", lent" } else { "" };
+        let lent = match self.content {
+            Content::Lent(_) => ", lent",
+            Content::Left(_) => ", left",
+            _ => "",
+        };
         write!(f, "Payload({} bytes{lent})", self.len)
     }
 }

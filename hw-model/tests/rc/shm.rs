@@ -1,7 +1,7 @@
 //! Devices that reach each other through shared memory.
 
 use crate::world::{Host, connect, pattern};
-use hw_model::hca::{HcaConfig, PathMtu, SendRequest, Status};
+use hw_model::hca::{FaultOutcome, FaultPolicy, HcaConfig, PathMtu, SendRequest, Status};
 use hw_model::link::{Link, OpenShmError, ShmConfig, ShmLink};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicU32, Ordering};
@@ -59,6 +59,39 @@ fn bytes_go_through_shared_memory_whatever_the_packets() {
         let counts = lb.counts();
         assert_eq!((counts.malformed, counts.broken, counts.dropped), (0, 0, 0), "{counts:?}");
     }
+}
+
+#[test]
+fn a_queue_pair_that_waits_for_a_page_keeps_nobody_else_out_of_the_ring() {
+    const SIZE: u64 = 256 << 10;
+    let (la, lb) = (open(address()), open(address()));
+    let path_mtu = PathMtu::new(16 << 10).expect("an MTU");
+    let config = HcaConfig { path_mtu, fault_policy: FaultPolicy::Wait, ..HcaConfig::default() };
+    let a = Host::new(Box::new(Arc::clone(&la)), config, 2048);
+    let b = Host::new(Box::new(Arc::clone(&lb)), HcaConfig { seed: 1, ..config }, 2048);
+    let pairs = [(a.qp(), b.qp()), (a.qp(), b.qp())];
+    pairs.iter().for_each(|(qa, qb)| connect(qa, qb));
+    let threads = [a.hca.spawn_engines().expect("threads"), b.hca.spawn_engines().expect("threads")];
+    let (local, absent, there) = (a.region(SIZE), b.region(SIZE), b.region(SIZE));
+    a.fill(&local, 0, &pattern(1, SIZE));
+    absent.absent(0);
+    let sges = [local.sge(0, SIZE as u32)];
+    // As much as the ring holds waits for the page; it is not asked for again while it does.
+    pairs[0].0.post_send(&SendRequest::write(1, &sges, absent.remote(0))).expect("posted");
+    let fault = b.hca.faults().wait(LONG).expect("a page fault");
+    for round in 0..8 {
+        pairs[1].0.post_send(&SendRequest::write(2, &sges, there.remote(0))).expect("posted");
+        assert_eq!(outcome(&a), Status::Success, "round {round}: those who wait fill the ring");
+    }
+    absent.present(0, true);
+    b.hca.resume(fault.token, FaultOutcome::Resolved);
+    assert_eq!(outcome(&a), Status::Success);
+    for region in [&absent, &there] {
+        assert!(b.bytes(region, 0, SIZE) == pattern(1, SIZE), "other bytes");
+    }
+    drop(threads);
+    let counts = lb.counts();
+    assert_eq!((counts.malformed, counts.broken, counts.dropped), (0, 0, 0), "{counts:?}");
 }
 
 #[test]

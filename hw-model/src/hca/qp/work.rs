@@ -142,6 +142,12 @@ impl Context<'_> {
         Next::Dma
     }
 
+    /// Room for what is to go to the peer at `route`.
+    pub(super) fn payload_to(&self, route: &Route, bytes: u32) -> Payload {
+        let there = self.device.link.room(route.gid, bytes as usize);
+        there.unwrap_or_else(|| self.payload(bytes))
+    }
+
     /// A payload buffer.
     pub(super) fn payload(&self, bytes: u32) -> Payload {
         self.device.pool.take(bytes as usize)

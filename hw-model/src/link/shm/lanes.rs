@@ -1,9 +1,9 @@
 //! What is to be sent: a ring a peer, made when something is first sent to it.
 
 use super::ring::{MAX_PAYLOAD, Writer};
-use super::{Shared, add, handshake, ring_bell};
+use super::{LEFT, Shared, add, handshake, ring_bell};
 use crate::sync::Mutex;
-use crate::wire::{Gid, Head, Packet};
+use crate::wire::{Gid, Head, Packet, Payload};
 use hashbrown::HashMap;
 use rustix::event::EventfdFlags;
 use std::collections::VecDeque;
@@ -48,8 +48,8 @@ pub(super) struct Lanes {
 
 impl Lane {
     fn to(peer: Gid, ring_bytes: usize, shared: &Shared) -> io::Result<Self> {
-        let (writer, file) = Writer::create(ring_bytes)?;
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (writer, file) = Writer::create(ring_bytes, bell.try_clone()?)?;
         let stream = handshake::offer(shared.address, peer, [&file, &bell, &shared.bell])?;
         Ok(Self { writer, stream, bell, waiting: VecDeque::new(), written: false, used_at: Instant::now() })
     }
@@ -101,6 +101,20 @@ impl Lanes {
         }
     }
 
+    /// Room for a payload to a peer who is sent to already.
+    pub(super) fn room(&self, peer: Gid, len: usize) -> Option<Payload> {
+        let mut ways = self.lanes.lock();
+        let lane = ways.lanes.get_mut(&peer)?;
+        let now = Instant::now();
+        // Nothing overtakes what waits; and after a pause it is looked first whether the peer is still the same.
+        let free = lane.waiting.is_empty() && now.duration_since(lane.used_at) <= PAUSE;
+        if !free || !(LEFT..=MAX_PAYLOAD).contains(&len) {
+            return None;
+        }
+        lane.used_at = now;
+        lane.writer.room(len).ok().flatten()
+    }
+
     /// Sends to a peer that is there, and gives the packet back if nobody is. One who was not there is not looked for again
     /// before `again`.
     pub(super) fn send_if_there(
@@ -110,6 +124,17 @@ impl Lanes {
         again: Option<Duration>,
     ) -> Option<Packet> {
         let peer = packet.destination;
+        let mut packet = packet;
+        if packet.payload.outside().is_some() {
+            // It was written to the ring of the peer that was there then. Should that be gone, nobody misses it.
+            let head = Head::of(&packet);
+            let sent = packet.payload.send(head.bytes());
+            add(if sent { &shared.counters.sent } else { &shared.counters.dropped });
+            if let Some(lane) = self.lanes.lock().lanes.get_mut(&peer) {
+                lane.written = true;
+            }
+            return None;
+        }
         let mut ways = self.lanes.lock();
         let Ways { lanes, absent } = &mut *ways;
         let now = Instant::now();

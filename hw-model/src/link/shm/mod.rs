@@ -11,6 +11,10 @@
 //! own: the same network name space sees it, and nobody else. Who sends to an address for the first time makes a ring for
 //! it and hands it over there, with the two bells; only processes of the same user are listened to.
 //!
+//! **Copies.** An engine that sends copies from its memory into the ring, and one that receives copies from there to the place:
+//! packets say where their bytes are ([`Lot`](crate::wire::Lot)). Small ones, those that do not lie in one piece, and those of
+//! receivers who look at them are copied once more.
+//!
 //! **Waking.** A reader that has nothing to read says so in the ring and sleeps; the writer that sees it rings once. A writer
 //! that finds the ring full says so too, keeps what it has, and is rung when there is room.
 
@@ -23,7 +27,7 @@ use super::turns::Turns;
 use super::{Ingress, Link};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, thread};
-use crate::wire::{Gid, MalformedCounts, Packet, PayloadPool, Qpn, gid_of};
+use crate::wire::{Gid, MalformedCounts, Packet, Payload, PayloadPool, Qpn, gid_of};
 use lanes::Lanes;
 use receive::Rings;
 use rustix::event::EventfdFlags;
@@ -89,6 +93,8 @@ pub struct ShmCounts {
 
 /// How soon one is looked for again who was not there: well before a packet that was lost is sent again.
 const AGAIN: Duration = Duration::from_millis(20);
+/// Payloads below this are copied into the ring and out of it: keeping count of their places costs more than the copy.
+const LEFT: usize = 1024;
 /// Payload buffers kept for reuse.
 const BUFFERS: usize = 64;
 
@@ -202,6 +208,9 @@ impl Link for ShmLink {
     fn detach(&self) {
         let gone = self.shared.ingress.lock().take();
         drop(gone);
+    }
+    fn room(&self, destination: Gid, len: usize) -> Option<Payload> {
+        self.shared.lanes.room(destination, len)
     }
     fn send(&self, packet: Packet) {
         self.shared.lanes.send(packet, &self.shared);

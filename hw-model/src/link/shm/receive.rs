@@ -3,11 +3,11 @@
 
 use super::handshake::{self, Offer};
 use super::ring::{Broken, Reader};
-use super::{Shared, add, ring_bell};
+use super::{LEFT, Shared, add};
 use crate::link::turns::TURN;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
-use crate::wire::{Gid, Malformed, Packet, parse_parts};
+use crate::wire::{Gid, Malformed, Packet, Service, parse_parts};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -34,7 +34,6 @@ struct Incoming {
 struct Ends {
     stream: UnixStream,
     bell: OwnedFd,
-    writer_bell: OwnedFd,
 }
 
 /// The rings that are read, by whoever has the lock.
@@ -48,8 +47,10 @@ impl Rings {
     /// Reads what is there and hands it over. Whether there was something.
     pub(super) fn turn(&mut self, shared: &Shared) -> bool {
         let mut some = false;
+        let ingress = shared.ingress.lock().clone();
+        let leave = ingress.as_ref().is_some_and(|ingress| ingress.takes_lots());
         for peer in self.incoming.iter_mut().filter(|peer| !peer.broken) {
-            match read(peer, shared, &mut self.arrived) {
+            match read(peer, leave, shared, &mut self.arrived) {
                 Ok(count) => some |= count > 0,
                 Err(broken) => {
                     tracing::warn!(%broken, "a peer is given up");
@@ -59,7 +60,6 @@ impl Rings {
             }
         }
         if some {
-            let ingress = shared.ingress.lock().clone();
             if let Some(ingress) = ingress {
                 ingress.deliver_all(&mut self.arrived);
             }
@@ -108,17 +108,28 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-fn read(peer: &mut Incoming, shared: &Shared, arrived: &mut Vec<Packet>) -> Result<usize, Broken> {
+fn read(
+    peer: &mut Incoming,
+    leave: bool,
+    shared: &Shared,
+    arrived: &mut Vec<Packet>,
+) -> Result<usize, Broken> {
     let mut count = 0;
     while count < A_TURN
-        && let Some(record) = peer.reader.next()?
+        && let Some(mut record) = peer.reader.next()?
     {
         count += 1;
         let parsed = parse_parts((peer.from, shared.address), record.head(), record.payload);
         match parsed {
             Ok(mut packet) => {
-                packet.payload = shared.pool.take(record.payload);
-                record.take(&mut packet.payload);
+                // A datagram gets a header in front of it, and is copied anyway.
+                let datagram = matches!(packet.service, Service::UnreliableDatagram(_));
+                let left = if leave && !datagram && record.payload >= LEFT { record.leave() } else { None };
+                packet.payload = left.unwrap_or_else(|| {
+                    let mut payload = shared.pool.take(record.payload);
+                    record.take(&mut payload);
+                    payload
+                });
                 add(&shared.counters.received);
                 arrived.push(packet);
             }
@@ -129,9 +140,8 @@ fn read(peer: &mut Incoming, shared: &Shared, arrived: &mut Vec<Packet>) -> Resu
             }
         }
     }
-    if count > 0 && peer.reader.must_wake() {
+    if count > 0 && peer.reader.wake_writer() {
         add(&shared.counters.bells);
-        ring_bell(&peer.ends.writer_bell);
     }
     Ok(count)
 }
@@ -188,16 +198,18 @@ fn sleep(new: &mut Vec<UnixStream>, shared: &Shared, time: Option<Duration>) {
 /// Opens the ring that a new connection brought, once it has.
 fn welcome(stream: UnixStream, new: &mut Vec<UnixStream>, rings: &mut Rings, shared: &Shared) {
     match handshake::take(stream) {
-        Ok(Offer { stream, from, ring, reader_bell, writer_bell }) => match Reader::open(&ring) {
-            Ok(reader) => {
-                let ends = Arc::new(Ends { stream, bell: reader_bell, writer_bell });
-                rings.incoming.push(Incoming { from, reader, ends, broken: false });
+        Ok(Offer { stream, from, ring, reader_bell, writer_bell }) => {
+            match Reader::open(&ring, writer_bell) {
+                Ok(reader) => {
+                    let ends = Arc::new(Ends { stream, bell: reader_bell });
+                    rings.incoming.push(Incoming { from, reader, ends, broken: false });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a ring is refused");
+                    add(&shared.counters.broken);
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, "a ring is refused");
-                add(&shared.counters.broken);
-            }
-        },
+        }
         Err((error, stream)) if error.kind() == io::ErrorKind::WouldBlock => new.push(stream),
         Err((error, _)) => {
             tracing::warn!(%error, "a connection is refused");

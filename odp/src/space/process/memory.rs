@@ -13,7 +13,7 @@ use super::frames::{self, Generations};
 use super::polled::Polled;
 use super::view::View;
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange};
-use hw_model::bus::{AtomicOp, CopyEnd, CopyError, DmaEpoch, HostMemory, MemoryError};
+use hw_model::bus::{AtomicOp, CopyEnd, CopyError, DmaEpoch, HostMemory, MemoryError, Outside};
 use hw_model::sync::atomic::{AtomicU64, Ordering};
 use hw_model::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
@@ -189,6 +189,18 @@ impl HostMemory for ProcessMemory {
 
     fn write(&self, at: PhysAddr, data: &[u8]) -> Result<(), MemoryError> {
         self.reach(at, data.len(), |virt| self.copier.write(virt, data))
+    }
+
+    fn read_to(&self, at: PhysAddr, to: Outside<'_>) -> Result<(), MemoryError> {
+        let target = VirtAddr(to.address() as u64);
+        self.reach(at, to.len(), |virt| self.copier.copy(virt, target, to.len()).map_err(|(_, short)| short))
+    }
+
+    fn write_from(&self, at: PhysAddr, from: Outside<'_>) -> Result<(), MemoryError> {
+        let source = VirtAddr(from.address() as u64);
+        self.reach(at, from.len(), |virt| {
+            self.copier.copy(source, virt, from.len()).map_err(|(_, short)| short)
+        })
     }
 
     fn copy(&self, from: PhysAddr, to: PhysAddr, len: usize) -> Result<(), CopyError<MemoryError>> {

@@ -154,7 +154,11 @@ impl Requester {
             Data::Taken(data) => context.payload_of(&data[offset as usize..(offset + bytes) as usize]),
             Data::List(list) => {
                 list.pieces(offset, bytes, context.pieces);
-                let payload = context.payload(bytes);
+                let payload = match route.service {
+                    // Its receiver puts a header in front of it.
+                    Service::UnreliableDatagram(_) => context.payload(bytes),
+                    _ => context.payload_to(route, bytes),
+                };
                 let work = Work::Request { header, psn, marks };
                 return context.request(Dma {
                     direction: Direction::Gather,

@@ -148,7 +148,7 @@ impl Responder {
             direction: Direction::Gather,
             need: Access::REMOTE_READ,
             pd: job.pd,
-            payload: context.payload(bytes),
+            payload: context.payload_to(route, bytes),
             work: Work::Respond { header, psn: job.psn },
         })
     }

@@ -52,8 +52,9 @@ impl Stall {
         self.dma.as_ref().is_some_and(|dma| matches!(dma.work, Work::Respond { .. }))
     }
 
-    pub(super) fn keep(&mut self, packet: Packet, context: &Context<'_>) {
+    pub(super) fn keep(&mut self, mut packet: Packet, context: &Context<'_>) {
         if self.behind.len() < KEPT {
+            packet.payload.take_in();
             self.behind.push_back(packet);
         } else {
             context.counters.packets_dropped.add(1);
@@ -72,8 +73,9 @@ impl Responder {
         let wait = context.ask(shared, FaultKind::ByRemoteAccess, at, context.dma.direction, self.rnr_timer);
         if context.device.config.fault_policy == FaultPolicy::Wait {
             let behind = self.stall.take().map(|stall| stall.behind).unwrap_or_default();
-            self.stall =
-                Some(Box::new(Stall { wait: Some(wait), dma: Some(std::mem::take(context.dma)), behind }));
+            let mut dma = std::mem::take(context.dma);
+            dma.payload.take_in();
+            self.stall = Some(Box::new(Stall { wait: Some(wait), dma: Some(dma), behind }));
             return Next::Nothing;
         }
         let (Work::Place { psn, .. } | Work::Respond { psn, .. }) = context.dma.work else {
