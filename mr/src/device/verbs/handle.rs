@@ -136,7 +136,7 @@ impl VerbsHandle {
 
     /// Whether pages of the memory were dropped, moved or replaced since it was registered, so that the device may have others
     /// than the program. Never of a region on demand, which the kernel keeps true; `None` if nothing tells of changes of
-    /// this memory.
+    /// this memory. On the rung of events a change may be told late, and so once more after the memory was registered again.
     #[must_use]
     pub fn is_stale(&self) -> Option<bool> {
         let current = self.current.lock();
