@@ -9,7 +9,8 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PinKind {
     /// Every page is brought in at the start, and again when a device meets one that has gone. Nothing is charged, and the
-    /// kernel may swap out or move any of them.
+    /// kernel may swap out or move any of them. What is there already is not populated again: a page that fork(2) left shared
+    /// with a child is copied by the first write, as it is for the processor.
     #[default]
     Populated,
     /// And locked (mlock2(2) with `MLOCK_ONFAULT`), within RLIMIT_MEMLOCK: not swapped out, not reclaimed (MADV_PAGEOUT), and

@@ -135,6 +135,53 @@ fn what_was_never_touched_is_not_in_a_snapshot() {
     }
 }
 
+/// If this fails, a page is missing from what was asked for, or is not one's own to write, because others were there before.
+#[test]
+fn what_is_missing_among_pages_that_are_there_is_brought_in() {
+    let usable = |runs: &[PageRun]| runs.iter().filter(|run| run.writable).map(|run| run.pages).sum::<u64>();
+    for way in ways() {
+        let space = open(way);
+        let memory = Mapped::anonymous(4096);
+        memory.advise(0, 4096, Advice::LinuxNoHugepage).expect("MADV_NOHUGEPAGE");
+        // Pages that are there, pages of zeroes and nothing at all in turns, then much of each.
+        for page in (0..900).step_by(3) {
+            memory.touch(page, 1, 7);
+            assert_eq!(memory.byte(page + 1), 0);
+        }
+        memory.touch(1000, 1000, 7);
+        (2000..3000).for_each(|page| assert_eq!(memory.byte(page), 0));
+        assert_eq!(
+            usable(&fault(&space, memory.range(), Access::Write).expect("faultable")),
+            4096,
+            "{way:?}"
+        );
+        let there = kinds(&snapshot(&space, memory.range()));
+        assert_eq!(there, [(Backing::Anonymous, 4096, true)], "{way:?}");
+        assert_eq!([0, 1, 2, 1999, 2000].map(|page| memory.byte(page)), [7, 0, 0, 7, 0]);
+
+        let disk = disk_file(512, 7);
+        let private =
+            Mapped::map(512, RW, MapFlags::PRIVATE, Some(disk.as_fd())).expect("a private mapping of a file");
+        (0..512).for_each(|page| assert_eq!(private.byte(page), 7));
+        (0..512).step_by(5).for_each(|page| private.touch(page, 1, 8));
+        let shared = Mapped::shared_file(512, &disk);
+        (0..512).for_each(|page| assert_eq!(shared.byte(page), 7));
+        for file in [&private, &shared] {
+            assert_eq!(
+                usable(&fault(&space, file.range(), Access::Write).expect("faultable")),
+                512,
+                "{way:?}"
+            );
+        }
+        shared.touch(1, 1, 9);
+        assert_eq!(
+            [0, 1, 5].map(|page| private.byte(page)),
+            [8, 7, 8],
+            "the file's pages are not the mapping's"
+        );
+    }
+}
+
 #[test]
 fn the_first_bad_address_is_named_and_what_is_before_it_reported() {
     for way in ways() {

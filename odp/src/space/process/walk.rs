@@ -4,8 +4,8 @@
 //! reports what it saw; whether that still held when it was used, the notifier's sequence decides.
 //!
 //! What the page tables of an unprivileged process do not tell: whether an anonymous page is shared copy-on-write with a
-//! child. A snapshot calls such a page writable. The first write copies it, and the copy is reached by the same virtual
-//! address, so the frame stays true.
+//! child. Such a page is called writable, and is not populated again where all of a range is asked for. The first write
+//! copies it, and the copy is reached by the same virtual address, so the frame stays true.
 
 use super::frames::Generations;
 use super::mappings::{Mapping, Mappings, Source};
@@ -24,6 +24,11 @@ use rustix::io::Errno;
 const BATCH: u64 = 16 << 20;
 /// Times a batch is populated again because pages went away before they were scanned.
 const MAX_ROUNDS: u32 = 16;
+/// From here on what is there already is looked for before anything is populated: a scan costs a third of populating what is
+/// there, and next to nothing where nothing is. Less is what a device's fault asks for, whose page is not there.
+const LOOK_FIRST: u64 = 256 << 10;
+/// Populated at least, then; four times as many with each round, so that the sixth has all of a batch.
+const MISSING: u64 = 16 << 10;
 const HUGE_SHIFT: u8 = 21;
 
 /// Buffers that walks use again.
@@ -72,13 +77,28 @@ pub(super) trait Settle {
     fn settle_huge(&self, range: VirtRange);
 }
 
+/// The part of a range from `start` to `end`.
+fn part(start: VirtAddr, end: VirtAddr) -> VirtRange {
+    VirtRange::new(start, end.0 - start.0).expect("part of a range")
+}
+
+/// Where a walk ended.
+struct Reached {
+    /// The first page that is not as wanted, or the end of the range.
+    at: VirtAddr,
+    /// No page from there to here is as wanted.
+    missing_until: VirtAddr,
+}
+
 /// What to report of a page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Want {
     /// It, if it is present.
     Present,
-    /// It, present and usable; anything else ends the walk.
+    /// It, present and usable; anything else ends the walk. It was populated just now.
     Usable(Access),
+    /// The same of a page that nobody has populated: what populating alone tells does not count as known.
+    There(Access),
 }
 
 impl Walker {
@@ -132,21 +152,30 @@ impl Walker {
         out: &mut Vec<PageRun>,
     ) -> Result<(), FaultError> {
         let mut left = batch;
-        for _ in 0..MAX_ROUNDS {
-            self.populate(left, access).or_else(|failure| {
+        for round in 0..MAX_ROUNDS {
+            let mut missing = left;
+            if left.len() >= LOOK_FIRST && self.scanner.is_precise() {
+                let there = self.walk(around, left, Want::There(access), scratch, out)?;
+                if there.at == batch.end() {
+                    return Ok(());
+                }
+                left = part(there.at, batch.end());
+                // More each time, so that what is missing here and there does not take a call each.
+                let until = there.missing_until.0.max(there.at.0 + (MISSING << (2 * round)));
+                missing = part(there.at, VirtAddr(until.min(batch.end().0)));
+            }
+            self.populate(missing, access).or_else(|failure| {
                 // What lies before the failure is reported as well as can be; the failure is the answer.
-                if let Some(before) = VirtRange::new(left.start(), failure.at().0 - left.start().0)
-                    && !before.is_empty()
-                {
-                    self.walk(around, before, Want::Usable(access), scratch, out)?;
+                if failure.at() > left.start() {
+                    self.walk(around, part(left.start(), failure.at()), Want::Usable(access), scratch, out)?;
                 }
                 Err(failure)
             })?;
-            let reached = self.walk(around, left, Want::Usable(access), scratch, out)?;
-            if reached == left.end() {
+            let reached = self.walk(around, missing, Want::Usable(access), scratch, out)?.at;
+            if reached == batch.end() {
                 return Ok(());
             }
-            left = VirtRange::new(reached, left.end().0 - reached.0).expect("the rest of the batch");
+            left = part(reached, batch.end());
         }
         Err(FaultError::Busy { at: left.start() })
     }
@@ -213,7 +242,7 @@ impl Walker {
         (at < range.end()).then_some(FaultError::NoMapping { at })
     }
 
-    /// Reports pages up to the first that is not as wanted, or the end; gives where that is.
+    /// Reports pages up to the first that is not as wanted, or the end.
     fn walk(
         &self,
         around: Surroundings<'_>,
@@ -221,7 +250,7 @@ impl Walker {
         want: Want,
         scratch: &mut Scratch,
         out: &mut Vec<PageRun>,
-    ) -> Result<VirtAddr, FaultError> {
+    ) -> Result<Reached, FaultError> {
         let Scratch { mappings, regions, recent } = scratch;
         let known = recent.take().filter(|recent| {
             let same = recent.changes == around.changes && recent.mapping.range.contains(range);
@@ -248,6 +277,7 @@ impl Walker {
                 segments: &segments,
                 want,
                 at: piece.start(),
+                missing_until: piece.end(),
                 must_be_watched: known.is_some(),
                 watched: true,
                 out,
@@ -261,7 +291,7 @@ impl Walker {
             if want == Want::Present {
                 at = piece.end();
             } else if at < piece.end() {
-                return Ok(at);
+                return Ok(Reached { at, missing_until: report.missing_until });
             }
         }
         if at < range.end() && want == Want::Present {
@@ -272,7 +302,7 @@ impl Walker {
         {
             *recent = Some(Recent { mapping, changes: around.changes });
         }
-        Ok(at)
+        Ok(Reached { at, missing_until: range.end() })
     }
 
     /// Reports the pages of one mapping.
@@ -318,6 +348,8 @@ struct Report<'a> {
     want: Want,
     /// Everything before has been reported, or is known not to be present.
     at: VirtAddr,
+    /// Where the next page that is as wanted may be.
+    missing_until: VirtAddr,
     /// The mapping is remembered, and good only for watched pages: stop at any other.
     must_be_watched: bool,
     /// All pages seen so far are.
@@ -335,6 +367,7 @@ impl Report<'_> {
     fn present(&mut self, present: Present) -> bool {
         let usable = self.is_usable(present);
         if self.want != Want::Present && (present.range.start() > self.at || !usable) {
+            self.missing_until = if usable { present.range.start() } else { present.range.end() };
             return false;
         }
         let owner = self.segments.iter().find(|segment| segment.range().overlaps(present.range));
@@ -349,7 +382,19 @@ impl Report<'_> {
     fn is_usable(&self, present: Present) -> bool {
         match self.want {
             Want::Usable(Access::Write) => self.is_writable(present),
+            Want::There(Access::Write) => self.is_writable(present) && !self.may_need_room(),
+            Want::There(Access::Read) => self.mapping.readable,
             Want::Usable(Access::Read) | Want::Present => true,
+        }
+    }
+
+    /// Whether the first write to a page that is there may need something that is not to be had: the blocks of a file, or a
+    /// huge page to copy to. Only populating for writing tells.
+    fn may_need_room(&self) -> bool {
+        match self.mapping.source {
+            Source::File => self.mapping.shared,
+            Source::Hugetlb => !self.mapping.shared,
+            Source::Anonymous | Source::Shmem => false,
         }
     }
 
