@@ -4,7 +4,7 @@ use super::config::{ConfigError, DomainConfig, DomainStats, Gather};
 use super::cookie::Cookie;
 use super::fault::{DmaAccess, FaultLog, IommuFault};
 use super::iotlb::Iotlb;
-use super::leaf::{Leaf, LeafSize, Prot};
+use super::leaf::{FANOUT, Leaf, LeafSize, Prot};
 use super::page_table::{LeafCounts, MapError, PageTable, UnmapError};
 use super::queue::{FlushTicket, InvalidationQueue, QueueFull};
 use crate::addr::{Iova, PhysAddr};
@@ -89,7 +89,7 @@ impl Domain {
     /// batch with [`Domain::sync_map`].
     ///
     /// What is mapped with large leaves can only be unmapped in whole leaves; who unmaps page by page uses
-    /// [`Domain::map_pages`].
+    /// [`Domain::map_pages`], or [`Domain::split`] before.
     ///
     /// # Errors
     /// [`MapError`]; nothing of the range is mapped then.
@@ -163,6 +163,19 @@ impl Domain {
         match error {
             MapError::OutOfMemory { .. } => Err(error),
             _ => self.violated(error),
+        }
+    }
+
+    /// Has pages lead where the large leaves lead that the ends of the range cut, so that it can be unmapped by itself: 512
+    /// leaves for one. Devices see no difference and nothing is to be flushed: what the IOTLB has of the whole leaf is right
+    /// until a part of it is unmapped, and is dropped with that.
+    pub fn split(&self, iova: Iova, len: u64) {
+        let bytes = 1 << LeafSize::Large.shift(self.config.granule_shift);
+        for edge in [iova.0, iova.0.saturating_add(len)] {
+            if edge & (bytes - 1) != 0 && self.table.split(Iova(edge)) {
+                count(&self.leaves_mapped, [FANOUT as u64, 0, 0]);
+                count(&self.leaves_unmapped, [0, 1, 0]);
+            }
         }
     }
 
@@ -291,8 +304,9 @@ impl Domain {
     #[cold]
     fn audit(&self, cached: Leaf, iova: Iova) {
         let now = self.table.walk(iova);
-        if cached.is_live() && (!now.is_live() || now.word() != cached.word() || now.size() != cached.size())
-        {
+        let leads = |leaf: Leaf| (leaf.translate(iova, self.config.granule_shift), leaf.prot());
+        // A leaf that was split meanwhile leads where its pages lead.
+        if cached.is_live() && (!now.is_live() || leads(now) != leads(cached)) {
             self.stale_hits.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%iova, stale = %cached.base(), "a device used a translation that was unmapped");
         }

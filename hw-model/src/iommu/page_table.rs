@@ -22,6 +22,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, OnceLock, zeroed_words};
 
 mod map;
+mod split;
 mod unmap;
 
 pub use map::MapError;

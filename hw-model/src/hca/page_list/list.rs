@@ -210,6 +210,29 @@ impl PageList {
             .store(entry.0, Ordering::Release);
     }
 
+    /// Publishes `entry` for page `first`, and for each of the `count` pages from there on the same at its own address.
+    ///
+    /// # Panics
+    /// If the last is past the end.
+    pub fn store_run(&self, first: u64, count: u64, entry: Entry) {
+        let mut index = first;
+        while let Some(Slot { first: above, huge: Some(number) }) =
+            self.huge_slot(index.max(self.lead)).filter(|slot| slot.first < first + count)
+        {
+            let word = self.huge[number].load(Ordering::Relaxed);
+            debug_assert!(!Entry(word).is_active(), "pages from {above} on are a huge one");
+            if word & BELOW == 0 {
+                self.huge[number].store(word & !ADDRESS_MASK | BELOW, Ordering::Relaxed);
+            }
+            index = above + HUGE_PAGES;
+        }
+        let mut address = entry.0;
+        for word in &self.entries[first as usize..(first + count) as usize] {
+            word.store(address, Ordering::Release);
+            address = address.wrapping_add(page_bytes(1));
+        }
+    }
+
     /// The huge page that page `index` is part of, if the list has a word for it.
     #[must_use]
     pub fn huge_slot(&self, index: u64) -> Option<Slot> {

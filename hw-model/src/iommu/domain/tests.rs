@@ -194,6 +194,32 @@ fn invalidating_any_part_of_a_leaf_drops_it() {
     }
 }
 
+/// If this fails, a page that goes takes its neighbours in the same leaf along, or a device that knows the whole leaf still
+/// reaches it.
+#[test]
+fn a_page_of_a_large_leaf_goes_alone_after_a_split() {
+    let domain = with_iotlb(64, 4);
+    let (iova, page) = (Iova(4 * GIB), Iova(4 * GIB + 7 * 4 * KIB));
+    domain.map(iova, PhysAddr(8 * GIB), 4 * MIB, Prot::READ).expect("free");
+    let led = |at: Iova| domain.translate(DEVICE, at, Read);
+    assert_eq!(led(page), Ok(PhysAddr(8 * GIB + 7 * 4 * KIB)));
+    let refused = domain.unmap(page, 4 * KIB);
+    assert_eq!(refused, Err(UnmapError::PartOfLeaf { leaf: iova, leaf_len: 2 * MIB }));
+    domain.split(page, 4 * KIB);
+    assert_eq!(led(iova), Ok(PhysAddr(8 * GIB)), "the IOTLB still has the whole leaf, which is right");
+    assert_eq!((domain.leaf_at(iova), domain.stats().stale_hits), (Some(LeafSize::Page), 0));
+    domain.flush(domain.unmap(page, 4 * KIB).expect("a leaf of its own"));
+    assert_eq!(led(page), Err(IommuFault::NotPresent));
+    for other in [iova, page.offset(4 * KIB), iova.offset(2 * MIB - 1), iova.offset(2 * MIB)] {
+        assert_eq!(led(other), Ok(PhysAddr(other.0 + 4 * GIB)), "{other}");
+    }
+    let stats = domain.stats();
+    assert_eq!((stats.leaves_mapped, stats.leaves_unmapped), ([512, 2, 0], [1, 1, 0]));
+    assert_eq!((stats.mapped_bytes, stats.stale_hits), (4 * MIB - 4 * KIB, 0));
+    domain.split(iova, 2 * MIB);
+    assert_eq!(domain.stats().leaves_mapped, [512, 2, 0], "neither end cuts a leaf");
+}
+
 /// Relinking at the same IOVA without a flush is the mistake that sends data into the old page.
 #[test]
 fn a_page_relinked_without_a_flush_still_leads_to_the_old_one() {
@@ -375,6 +401,7 @@ type Model = BTreeMap<u64, (u64, u64, Prot)>;
 enum Call {
     Map { page: u64, pages: u64, phys: u64, single: bool },
     Unmap { page: u64, pages: u64 },
+    Split { page: u64, pages: u64 },
     Look { page: u64 },
 }
 
@@ -388,7 +415,8 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
         (page.clone(), pages.clone(), phys, any::<bool>()).prop_map(|(page, pages, phys, single)| {
             Call::Map { page, pages, phys, single: single && pages < 2048 }
         }),
-        (page.clone(), pages).prop_map(|(page, pages)| Call::Unmap { page, pages }),
+        (page.clone(), pages.clone()).prop_map(|(page, pages)| Call::Unmap { page, pages }),
+        (page.clone(), pages).prop_map(|(page, pages)| Call::Split { page, pages }),
         page.prop_map(|page| Call::Look { page }),
     ];
     prop::collection::vec(call, 1..60)
@@ -425,6 +453,16 @@ fn model_unmap(model: &mut Model, page: u64, pages: u64) -> bool {
     }
     model.retain(|start, _| *start < page || *start >= page + pages);
     true
+}
+
+/// Leaves of 512 pages that an end of the range cuts become pages.
+fn model_split(model: &mut Model, page: u64, pages: u64) {
+    for edge in [page, page + pages] {
+        let cut = model.range(..edge).next_back().map(|(start, leaf)| (*start, *leaf));
+        if let Some((start, (512, phys, prot))) = cut.filter(|(start, leaf)| edge < start + leaf.0) {
+            model.extend((0..512).map(|page| (start + page, (1, phys + page, prot))));
+        }
+    }
 }
 
 proptest! {
@@ -465,6 +503,10 @@ proptest! {
                     if let Ok(gather) = outcome {
                         domain.flush(gather);
                     }
+                }
+                Call::Split { page, pages } => {
+                    domain.split(Iova(page << 12), pages << 12);
+                    model_split(&mut model, page, pages);
                 }
                 Call::Look { page } => {
                     let leaf = model.range(..=page).next_back().filter(|(start, leaf)| *start + leaf.0 > page);
