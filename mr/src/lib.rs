@@ -20,5 +20,5 @@ pub use device::{
 };
 pub use odp::space::PinKind;
 pub use region::{
-    CounterValues, MapEntry, MapRegionError, MapRun, Mode, PublishError, RegionReport, Teardown,
+    CounterValues, MapEntry, MapRegionError, MapRun, Mode, PublishError, RegionReport, Snapshot, Teardown,
 };

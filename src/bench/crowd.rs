@@ -29,7 +29,7 @@ pub(super) fn measure(
     let mut rows = Vec::new();
     let separate = count.min(host::most_mappings().saturating_sub(SPARE)).max(1);
     for device in devices {
-        for &how in modes.iter().filter(|how| **how != How::Prefetch) {
+        for &how in modes.iter().filter(|how| **how != How::Prefetch && device.has(**how)) {
             for mappings in [1, separate] {
                 let memory = memory(space, count, mappings).map_err(setup("no memory to register"))?;
                 rows.push(crowd(device, &memory, how, count, mappings)?);

@@ -1,6 +1,6 @@
 //! What registers: the model or a real device.
 
-use super::{BenchError, setup};
+use super::{BenchError, How, setup};
 use crate::machine::{Machine, MachineConfig};
 use hw_model::addr::PAGE_SIZE;
 use hw_model::sync::Arc;
@@ -46,6 +46,11 @@ impl Registrar {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it registers so.
+    pub(super) fn has(&self, how: How) -> bool {
+        how != How::Empty || matches!(self.end, End::Model { .. })
     }
 
     pub(super) fn register(

@@ -63,6 +63,8 @@ pub enum How {
     Pinned,
     /// What is there already; the rest by page faults.
     OnDemand,
+    /// On demand, with nothing linked before it is asked for. Of the model alone: a real device begins as its driver does.
+    Empty,
     /// On demand, and then all of it prefetched for writing.
     Prefetch,
 }
@@ -91,7 +93,7 @@ pub struct RegisterArgs {
     #[arg(long, value_enum, value_delimiter = ',')]
     pub pages: Vec<Pages>,
     /// How it is registered.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["pinned", "on-demand", "prefetch"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["pinned", "on-demand", "empty", "prefetch"])]
     pub modes: Vec<How>,
     /// What is in memory before. [default: both; with --quick warm]
     #[arg(long, value_enum, value_delimiter = ',')]

@@ -90,7 +90,8 @@ impl Plan {
     ) -> Result<Vec<Row>, BenchError> {
         let mut contenders = vec![Contender::Floor, Contender::RealPin];
         for device in devices {
-            contenders.extend(self.modes.iter().map(|how| Contender::Region(device, *how)));
+            let modes = self.modes.iter().filter(|how| device.has(**how));
+            contenders.extend(modes.map(|how| Contender::Region(device, *how)));
         }
         let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").expect("a template");
         let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(self.groups.len() as u64) };

@@ -52,7 +52,7 @@ pub struct Host {
 pub struct Row {
     /// The device; or `floor`, populating and scanning; or `real pin`, io_uring's registered buffers.
     pub what: String,
-    /// `pinned`, `on-demand` or `prefetch`.
+    /// `pinned`, `on-demand`, `empty` or `prefetch`.
     pub mode: Option<String>,
     /// The pages.
     pub pages: Pages,
@@ -101,7 +101,7 @@ pub struct Row {
 pub struct CrowdRow {
     /// The device.
     pub device: String,
-    /// `pinned` or `on-demand`.
+    /// `pinned`, `on-demand` or `empty`.
     pub mode: String,
     /// Regions that there were at the end.
     pub regions: u64,
@@ -128,6 +128,7 @@ impl How {
         match self {
             Self::Pinned => "pinned",
             Self::OnDemand => "on-demand",
+            Self::Empty => "empty",
             Self::Prefetch => "prefetch",
         }
     }

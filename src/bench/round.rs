@@ -9,7 +9,7 @@ use crate::mixed::{HUGE, Kind, MixedMemory};
 use hdrhistogram::Histogram;
 use hw_model::addr::PAGE_SIZE;
 use hw_model::sync::{Arc, Barrier};
-use mr::{Region, RegisterOptions};
+use mr::{Region, RegisterOptions, Snapshot};
 use odp::fault::Want;
 use odp::space::process::ProcessSpace;
 use odp::space::{Access, UserRange};
@@ -205,6 +205,7 @@ pub(super) fn options(how: How) -> RegisterOptions {
     match how {
         How::Pinned => RegisterOptions::pinned(),
         How::OnDemand | How::Prefetch => RegisterOptions::on_demand(),
+        How::Empty => RegisterOptions::on_demand().with_snapshot(Snapshot::Nothing),
     }
 }
 

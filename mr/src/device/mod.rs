@@ -13,7 +13,7 @@ pub use objects::{
 };
 
 use crate::dma::LinkError;
-use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport};
+use crate::region::{CounterValues, MapRegionError, MapRun, Mode, RegionReport, Snapshot};
 use hw_model::addr::RegionAddr;
 use hw_model::hca::{
     Access, AddressVector, AllocDeviceMemoryError, Completion, CreateAhError, CreateChannelError,
@@ -260,10 +260,12 @@ pub struct RegisterOptions {
     pub address: Option<RegionAddr>,
     /// What pinned means, of a region that is. A real device pins as its driver does, and looks at this no further.
     pub pin: PinKind,
+    /// What it begins with, if it is on demand. A real device begins as its driver does, and looks at this no further.
+    pub snapshot: Snapshot,
     /// The memory is hugetlb, and every change of it is one of whole huge pages (`IBV_ACCESS_HUGETLB`, `ib_umem_odp_get` in
     /// drivers/infiniband/core/umem_odp.c): one entry, one IOMMU leaf and one fault each 2 MiB. Other memory is refused, now and
     /// when it takes the place of what is there now. Without this, pinned regions have entries of 2 MiB wherever 512 pages
-    /// lie together, and regions on demand none.
+    /// lie together, and regions on demand where the processor has them in one huge page.
     pub hugetlb: bool,
 }
 
@@ -272,7 +274,13 @@ impl RegisterOptions {
     #[must_use]
     pub fn on_demand() -> Self {
         let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ;
-        Self { access, mode: Mode::OnDemand, address: None, pin: PinKind::Populated, hugetlb: false }
+        let (mode, pin, snapshot) = (Mode::OnDemand, PinKind::Populated, Snapshot::Resident);
+        Self { access, mode, address: None, pin, snapshot, hugetlb: false }
+    }
+    /// The same with another beginning.
+    #[must_use]
+    pub fn with_snapshot(self, snapshot: Snapshot) -> Self {
+        Self { snapshot, ..self }
     }
     /// The same, pinned.
     #[must_use]

@@ -303,6 +303,23 @@ impl Mapping {
         Ok(())
     }
 
+    /// Whether a part of a large leaf can be unlinked, after [`Mapping::split`].
+    #[must_use]
+    pub fn can_split(&self) -> bool {
+        self.space().can_split()
+    }
+
+    /// Has 512 leaves lead where a large one leads, where `[offset, offset + len)` begins or ends inside one: the part can be
+    /// unlinked then, and the rest stays. Devices see no difference.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn split(&self, offset: u64, len: u64) -> Result<(), RangeError> {
+        let span = self.check(offset, len)?;
+        self.space().split(span.iova, span.len);
+        Ok(())
+    }
+
     /// Takes down exactly what was linked in `[offset, offset + len)` and flushes the IOTLB at once. The device must not
     /// be using it any more. What bounced is copied back.
     ///

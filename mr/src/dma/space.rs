@@ -57,6 +57,15 @@ pub trait IoSpace: Send + Sync {
     /// Makes what was mapped in the range sure to be seen (`iotlb_sync_map`).
     fn sync_map(&self, iova: Iova, len: u64);
 
+    /// Whether [`IoSpace::split`] does anything.
+    fn can_split(&self) -> bool {
+        false
+    }
+
+    /// Has pages lead where the large leaves lead that the ends of the range cut: it can be unmapped by itself then. Devices
+    /// see no difference. Allocates nothing.
+    fn split(&self, _iova: Iova, _len: u64) {}
+
     /// Unmaps the range, which consists of whole live leaves. [`IoSpace::flush`] what it gives; a space that has flushed
     /// already gives [`Gather::EMPTY`].
     ///
@@ -119,6 +128,12 @@ impl IoSpace for Domain {
     }
     fn sync_map(&self, iova: Iova, len: u64) {
         Self::sync_map(self, iova, len);
+    }
+    fn can_split(&self) -> bool {
+        true
+    }
+    fn split(&self, iova: Iova, len: u64) {
+        Self::split(self, iova, len);
     }
     fn unmap(&self, iova: Iova, len: u64) -> Result<Gather, UnmapError> {
         Self::unmap(self, iova, len)

@@ -5,8 +5,8 @@
 //! nothing is allocated or freed, nothing waits for the device, and no callback runs. Lock order: `Core::state`, then
 //! the IOMMU's own locks.
 //!
-//! The page list is the only per-page state: 8 bytes a page. A pinned region has words for huge pages as well, and one
-//! of hugetlb memory that says so has no others; every index is that of a page of 4 KiB.
+//! The page list is the only per-page state: 8 bytes a page. There are words for huge pages as well, and a region of
+//! hugetlb memory that says so has no others; every index is that of a page of 4 KiB.
 
 use crate::dma::{DmaDevice, Mapping};
 use crate::region::counters::Counters;
@@ -20,16 +20,31 @@ use odp::space::AddressSpace;
 /// How the pages of a region are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Every page is present from registration on, populated for writing where the region may be written. Runs that
-    /// allow it are linked in large units. A process cannot hold a kernel's long-term pin by itself: if the pages are
+    /// Every page is present from registration on. Where the region may be written, what a write would have to replace, the
+    /// page of zeroes or that of a file under a private mapping, was populated for writing; a page that fork(2) left shared
+    /// with a child stays so, and the first write copies it. Runs that allow it are linked in large units. A process cannot hold a kernel's long-term pin by itself: if the pages are
     /// taken away all the same, the next access faults them in again, or fails if nothing is mapped any more.
     Pinned,
-    /// What is present at registration is mapped; the rest is faulted in when the device meets it.
+    /// What is present at registration is mapped; the rest is faulted in when the device meets it. Huge pages of the
+    /// processor are linked as such, and go as a whole.
     OnDemand,
     /// On demand over everything that is or will be mapped in the range, the whole address space perhaps: nothing is mapped
     /// or watched before a device uses it, and what has become empty is given back (`IBV_ACCESS_ON_DEMAND` over
     /// `[0, SIZE_MAX]`).
     Implicit,
+}
+
+/// What an on-demand region begins with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Snapshot {
+    /// What is resident: its pages are looked for and linked, so that a device that uses them meets no fault (as
+    /// `mlx5_ib_init_odp_mr` and `rxe_odp_init_pages` do). What it costs follows what is resident; a fault on each page
+    /// instead would cost a hundred times as much.
+    #[default]
+    Resident,
+    /// Nothing: registration reserves and watches, and takes the same time whatever is resident. For memory of which a device
+    /// will use little, and for who says with advice what it will use.
+    Nothing,
 }
 
 pub(crate) struct Core {
@@ -41,6 +56,7 @@ pub(crate) struct Core {
     /// `None` on a device without a translating IOMMU.
     pub(crate) mapping: Option<Mapping>,
     pub(crate) mode: Mode,
+    pub(crate) snapshot: Snapshot,
     /// Whether any access right of the region writes memory.
     pub(crate) writable: bool,
     pub(crate) state: Mutex<State>,
@@ -63,8 +79,20 @@ pub(crate) struct State {
     pub(crate) present: u64,
     /// Entries that occupy an IOVA slot.
     pub(crate) linked: u64,
-    /// First and last page that was ever published: what a walk over the list has to look at.
-    pub(crate) touched: Option<(u64, u64)>,
+    /// What a walk over the list has to look at.
+    pub(crate) touched: Touched,
+}
+
+/// First and last page that was ever published: every other entry is empty.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Touched(Option<(u64, u64)>);
+
+impl Touched {
+    /// The part of `[first, first + count)` that can hold anything.
+    pub(crate) fn part_of(self, first: u64, count: u64) -> std::ops::Range<u64> {
+        let Some((low, high)) = self.0 else { return 0..0 };
+        first.max(low)..(first + count).min(high + 1)
+    }
 }
 
 impl State {
@@ -72,15 +100,14 @@ impl State {
         (self.present, self.linked) == (0, 0)
     }
 
-    /// The part of `[first, first + count)` that can hold anything, as a first page and a count.
+    /// See [`Touched::part_of`].
     pub(crate) fn clamp(&self, first: u64, count: u64) -> std::ops::Range<u64> {
-        let Some((low, high)) = self.touched else { return 0..0 };
-        first.max(low)..(first + count).min(high + 1)
+        self.touched.part_of(first, count)
     }
 
     pub(crate) fn touch(&mut self, page: u64) {
-        let (low, high) = self.touched.unwrap_or((page, page));
-        self.touched = Some((low.min(page), high.max(page)));
+        let (low, high) = self.touched.0.unwrap_or((page, page));
+        self.touched.0 = Some((low.min(page), high.max(page)));
     }
 }
 

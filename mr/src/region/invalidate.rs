@@ -1,6 +1,6 @@
 //! Taking pages away: hide entries, and after the drain unlink them.
 
-use super::core::{Core, State};
+use super::core::{Core, Mode, State};
 use super::counters::add;
 use crate::device::Seal;
 use hw_model::addr::{VirtRange, page_bytes};
@@ -101,8 +101,13 @@ impl Core {
             return;
         }
         let mapping = self.mapping.as_ref().expect("only mapped devices have linked entries");
+        let (offset, len) = (page_bytes(run.start), page_bytes(pages));
+        if self.mode != Mode::Pinned {
+            // Pages that are units of their own may lie in one leaf with others.
+            mapping.split(offset, len).expect("the run lies in the region");
+        }
         // Its range is what link was called with: failing means that the page list and the IOMMU disagree.
-        mapping.unlink(page_bytes(run.start), page_bytes(pages)).expect("the page list knows what is linked");
+        mapping.unlink(offset, len).expect("the page list knows what is linked");
         state.linked -= pages;
         add(&self.counters.unlinks, 1);
     }

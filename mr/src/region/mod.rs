@@ -21,7 +21,7 @@ mod schedules;
 pub(crate) mod two_pages;
 
 pub(crate) use self::core::Core;
-pub use self::core::Mode;
+pub use self::core::{Mode, Snapshot};
 pub(crate) use bringing::Bringing;
 pub use counters::CounterValues;
 pub(crate) use emptied::Emptied;

@@ -1,10 +1,10 @@
 //! Making pages present: link what needs a link, sync once, then let the HCA see the entries.
 
-use super::core::{Core, Mode, State};
+use super::core::{Core, Mode, State, Touched};
 use super::counters::add;
 use crate::dma::{Extent, LinkError, Refusal, Segment, Segments};
 use hw_model::addr::{PAGE_SIZE, VirtAddr, page_bytes, pages_for};
-use hw_model::hca::{Entry, Path, Slot};
+use hw_model::hca::{Backing, Entry, Path, Slot};
 use hw_model::iommu::LeafSize;
 use odp::page::PageRun;
 use std::ops::Range;
@@ -52,6 +52,12 @@ struct Published {
 }
 
 impl Published {
+    /// Counts entries of pages that become present for the first time.
+    fn arrivals(&mut self, pages: u64) {
+        self.pages += pages;
+        self.entries += pages;
+    }
+
     /// Counts an entry that becomes present with `segment`'s kind and path where `before` was.
     fn arrival(&mut self, slot: Slot, before: Entry, segment: &Segment) {
         self.pages += slot.pages();
@@ -86,9 +92,14 @@ impl Core {
             return Ok(None);
         }
         let mut published = Published::default();
+        let known = state.touched;
         self.link_all(&mut state, runs, &mut published)?;
         for segment in self.segments(runs) {
-            self.show(&mut state, &segment?, &mut published);
+            let segment = segment?;
+            match self.is_news(known, &segment) {
+                true => self.show_news(&mut state, &segment, &mut published),
+                false => self.show(&mut state, &segment, &mut published),
+            }
         }
         add(&self.counters.entries_published, published.entries);
         add(&self.counters.entries_relinked, published.relinked);
@@ -115,6 +126,38 @@ impl Core {
                 segment => Ok(segment),
             }
         })
+    }
+
+    /// Whether `segment` is pages of which the list, where `known` is what was ever published of it, knows nothing, and that
+    /// are kept page by page: whatever is written for one of them is written for all.
+    fn is_news(&self, known: Touched, segment: &Segment) -> bool {
+        let span = pages_of(segment);
+        let paged = match (&self.mapping, segment.path) {
+            (Some(mapping), Path::Iova) => mapping.granule() <= PAGE_SIZE,
+            (_, path) => !path.is_linked(),
+        };
+        paged
+            && known.part_of(span.start, span.end - span.start).is_empty()
+            && self.largest_unit(segment.backing) == LeafSize::Page
+            && !self.list.is_huge()
+    }
+
+    /// As [`Core::show`], for pages that are news.
+    fn show_news(&self, state: &mut State, segment: &Segment, published: &mut Published) {
+        let span = pages_of(segment);
+        let (pages, at) = (span.end - span.start, page_bytes(span.start));
+        let address = match &self.mapping {
+            Some(mapping) if segment.path.is_linked() => mapping.dma_address(at),
+            _ => {
+                published.arrivals(pages);
+                segment.unlinked_address(at)
+            }
+        };
+        let write = segment.writable && self.writable;
+        self.list.store_run(span.start, pages, Entry::present(address, segment.path, segment.backing, write));
+        state.present += pages;
+        state.touch(span.start);
+        state.touch(span.end - 1);
     }
 
     /// Lets the HCA see the pages of `segment`, which are linked and synced where they need it (invariant 1).
@@ -203,12 +246,16 @@ impl Core {
         self.unlink_hidden(state, fresh);
     }
 
-    /// On-demand regions link in the pages that they are kept in, so that one can come and go (invariant 4).
-    fn largest_leaf(&self) -> LeafSize {
+    /// What pages of `backing` are kept in at most: they come and go together. Of an on-demand region those are the pages that
+    /// the processor has: what takes a part of a huge page away splits it, and tells of all of it (mm/huge_memory.c
+    /// `__split_huge_pmd`).
+    fn largest_unit(&self, backing: Backing) -> LeafSize {
         match self.mode {
             Mode::Pinned => LeafSize::Huge,
-            Mode::OnDemand | Mode::Implicit if self.list.is_huge() => LeafSize::Large,
-            Mode::OnDemand | Mode::Implicit => LeafSize::Page,
+            Mode::OnDemand | Mode::Implicit => match backing {
+                Backing::Hugetlb | Backing::TransparentHuge => LeafSize::Large,
+                _ => LeafSize::Page,
+            },
         }
     }
 }

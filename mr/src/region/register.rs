@@ -1,7 +1,7 @@
 //! Bringing a region to life, up to the point where a key can be made for it.
 
 use super::bringing::Bringing;
-use super::core::{Core, Mode, State};
+use super::core::{Core, Mode, Snapshot, State};
 use super::counters::Counters;
 use super::emptied::Emptied;
 use super::publish::PublishError;
@@ -70,6 +70,7 @@ pub enum MapRegionError {
 pub(crate) struct How {
     pub(crate) mode: Mode,
     pub(crate) pin: PinKind,
+    pub(crate) snapshot: Snapshot,
     /// Whether any right of it writes memory.
     pub(crate) writable: bool,
     /// Whether its memory is hugetlb; see [`crate::RegisterOptions::hugetlb`].
@@ -83,10 +84,9 @@ impl How {
 
     fn page_list(self, pages: VirtRange) -> Result<PageList, OutOfMemory> {
         let (first, count) = (pages.start().page_number(), pages.page_count());
-        match self.mode {
-            _ if self.hugetlb => PageList::huge(count),
-            Mode::Pinned => PageList::mixed(count, first.next_multiple_of(HUGE_PAGES) - first),
-            Mode::OnDemand | Mode::Implicit => PageList::new(count),
+        match self.hugetlb {
+            true => PageList::huge(count),
+            false => PageList::mixed(count, first.next_multiple_of(HUGE_PAGES) - first),
         }
     }
 }
@@ -158,7 +158,8 @@ impl Mapped {
         (counters, emptied): (Arc<Counters>, Arc<Emptied>),
     ) -> Result<Self, MapRegionError> {
         let watch = space.watch_sparse(range.page_aligned())?;
-        let how = How { mode: Mode::OnDemand, pin: PinKind::Populated, writable, hugetlb: false };
+        let (mode, snapshot) = (Mode::OnDemand, Snapshot::Nothing);
+        let how = How { mode, pin: PinKind::Populated, snapshot, writable, hugetlb: false };
         let parts = Parts { space, pages: range.page_aligned(), how, counters, emptied: Some(emptied) };
         Self::watched(device, parts, (watch, PagePin::populated()))
     }
@@ -169,7 +170,7 @@ impl Mapped {
         (watch, pin): (Watch, PagePin),
     ) -> Result<Self, MapRegionError> {
         let Parts { space, pages, how, counters, emptied } = parts;
-        let How { mode, writable, .. } = how;
+        let How { mode, snapshot, writable, .. } = how;
         if device.points().meet(points::PAGE_LIST).fails() {
             return Err(OutOfMemory { entries: pages.page_count() }.into());
         }
@@ -187,6 +188,7 @@ impl Mapped {
             list,
             mapping,
             mode,
+            snapshot,
             writable,
             state: Mutex::new(State::default()),
             counters,
@@ -198,22 +200,27 @@ impl Mapped {
         Ok(Self { core, interval, watch, pin })
     }
 
-    /// Pinned regions have every page from the start; on-demand regions what is there already.
-    fn wanted(&self) -> Want {
-        match (self.core.mode, self.core.writable) {
-            (Mode::Pinned, true) => Want::Fault(Access::Write),
-            (Mode::Pinned, false) => Want::Fault(Access::Read),
-            (Mode::OnDemand | Mode::Implicit, _) => Want::Snapshot,
+    /// What it begins with, and of which pages: pinned regions have every page from the start.
+    fn wanted(&self) -> (VirtRange, Want) {
+        let core = &self.core;
+        match (core.mode, core.snapshot) {
+            (Mode::Pinned, _) if core.writable => (core.pages, Want::Fault(Access::Write)),
+            (Mode::Pinned, _) => (core.pages, Want::Fault(Access::Read)),
+            (Mode::OnDemand | Mode::Implicit, Snapshot::Resident) => (core.pages, Want::Snapshot),
+            (Mode::OnDemand | Mode::Implicit, Snapshot::Nothing) => {
+                (VirtRange::new(core.pages.start(), 0).expect("an empty range"), Want::Snapshot)
+            }
         }
     }
 
     /// The pages it begins with, brought in step by step.
     pub(crate) fn populating(&self) -> Bringing {
-        Bringing::new(&self.core, self.interval.sequence(), self.core.pages, self.wanted())
+        let (range, want) = self.wanted();
+        Bringing::new(&self.core, self.interval.sequence(), range, want)
     }
 
     fn populate(&self) -> Result<(), FaultFailure<PublishError>> {
-        let want = self.wanted();
-        self.core.bring(&self.interval.sequence(), self.core.pages, want).map(drop)
+        let (range, want) = self.wanted();
+        self.core.bring(&self.interval.sequence(), range, want).map(drop)
     }
 }

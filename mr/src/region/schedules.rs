@@ -2,7 +2,7 @@
 //! together, over an address space of two pages behind an IOMMU.
 //! `RUSTFLAGS="--cfg shuttle" cargo test -p mr --release --lib shuttle`.
 
-use super::core::{Core, Mode};
+use super::core::{Core, Mode, Snapshot};
 use super::register::{How, Mapped};
 use super::teardown::Teardown;
 use super::two_pages::TwoPages;
@@ -71,7 +71,13 @@ fn world(check: Check) -> usize {
     let space = TwoPages::new();
     let (port, domain) = space.attach();
     let device = DmaDevice::new(port.clone(), DmaConfig::default());
-    let how = How { mode: Mode::OnDemand, pin: PinKind::Populated, writable: true, hugetlb: false };
+    let how = How {
+        mode: Mode::OnDemand,
+        pin: PinKind::Populated,
+        snapshot: Snapshot::Resident,
+        writable: true,
+        hugetlb: false,
+    };
     let mapped = Mapped::new(&device, &space.both(), how).expect("registered");
     let (core, sequence) = (Arc::clone(&mapped.core), mapped.interval.sequence());
 

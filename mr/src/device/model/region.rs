@@ -84,7 +84,8 @@ impl How {
     /// What `options` ask for.
     pub(super) fn of(options: &RegisterOptions) -> Result<Self, RegisterError> {
         let (mode, pin) = options.kept()?;
-        Ok(Self { mode, pin, writable: writing(options.access), hugetlb: options.hugetlb })
+        let (snapshot, hugetlb) = (options.snapshot, options.hugetlb);
+        Ok(Self { mode, pin, snapshot, writable: writing(options.access), hugetlb })
     }
 }
 

@@ -12,7 +12,7 @@
 use super::ModelPd;
 use super::region::{ModelRegion, Now, writing};
 use crate::device::{Rereg, ReregError};
-use crate::region::{Bringing, How, Mapped, Teardown};
+use crate::region::{Bringing, Core, How, Mapped, Teardown};
 use hw_model::addr::RegionAddr;
 use hw_model::bus::Drain;
 use hw_model::hca::{KeyChange, KeyMemory};
@@ -91,7 +91,8 @@ impl ModelRegion {
             next.memory = memory;
         }
         let writable = writing(next.access);
-        let how = How { mode: now.core.mode, pin: self.pin, writable, hugetlb: now.core.list.is_huge() };
+        let Core { mode, snapshot, .. } = *now.core;
+        let how = How { mode, pin: self.pin, snapshot, writable, hugetlb: now.core.list.is_huge() };
         let stage = if moves || writable != now.core.writable {
             let mapped = Mapped::unpopulated(self.device.dma(), &next.memory, how)?;
             (next.core, next.sequence) = (Arc::clone(&mapped.core), mapped.interval.sequence());

@@ -11,7 +11,9 @@ use std::ops::Range;
 
 /// Runs that one call links together, at most: they wait on the stack, under the region's lock.
 const BATCH: usize = 16;
-/// From here on a run of a pinned region may have a larger leaf, and is linked by itself.
+/// Pages of one run that are linked by themselves, at least, where none was ever published.
+const NEWS: u64 = 16;
+/// From here on a run may have a larger leaf, and is linked by itself.
 const LARGE_LEAF: u64 = 2 << 20;
 
 /// Runs that follow each other in what is mapped and are linked page by page.
@@ -74,7 +76,11 @@ impl Linking<'_> {
         if !segment.path.is_linked() {
             return self.core.check(segment);
         }
-        let first = pages_of(segment).start;
+        let span = pages_of(segment);
+        if span.end - span.start >= NEWS && self.core.is_news(self.state.touched, segment) {
+            return self.news(segment);
+        }
+        let first = span.start;
         let mut run = first..first;
         for slot in self.core.slots(segment) {
             let slot = slot?;
@@ -94,6 +100,36 @@ impl Linking<'_> {
         self.run(segment, run)
     }
 
+    /// Links and notes a run of pages that are news, in one go. Each is a unit of its own, in leaves as large as can be split
+    /// when one of them goes.
+    fn news(&mut self, segment: &Segment) -> Result<(), PublishError> {
+        self.link_batch()?;
+        let largest = if self.mapping.can_split() { LeafSize::Large } else { LeafSize::Page };
+        let linked = self.mapping.link_segment(segment, largest);
+        linked.map_err(|error| self.failed(segment, error))?;
+        let span = self.linked(segment);
+        let pages = span.end - span.start;
+        self.published.arrivals(pages);
+        let address = self.mapping.dma_address(page_bytes(span.start));
+        let entry = Entry::present(address, segment.path, segment.backing, false).fresh();
+        self.core.list.store_run(span.start, pages, entry);
+        add(&self.core.counters.links, 1);
+        Ok(())
+    }
+
+    /// Counts the pages of `run` as linked. Gives which they are.
+    fn linked(&mut self, run: &Segment) -> Range<u64> {
+        let span = pages_of(run);
+        self.state.linked += span.end - span.start;
+        self.state.touch(span.start);
+        self.state.touch(span.end - 1);
+        self.linked = match self.linked.is_empty() {
+            true => span.clone(),
+            false => self.linked.start.min(span.start)..self.linked.end.max(span.end),
+        };
+        span
+    }
+
     /// Whether the links of `slot` lead to the pages of `segment`.
     fn leads_to(&self, slot: Slot, segment: &Segment) -> bool {
         (slot.first()..slot.end()).all(|index| {
@@ -108,7 +144,8 @@ impl Linking<'_> {
             return Ok(());
         }
         let run = segment.part(page_bytes(run.start), page_bytes(run.end - run.start));
-        let is_paged = self.core.largest_leaf() == LeafSize::Page || run.len < LARGE_LEAF;
+        let largest = self.core.largest_unit(run.backing);
+        let is_paged = largest == LeafSize::Page || run.len < LARGE_LEAF;
         if run.path == Path::Iova && is_paged && self.mapping.granule() <= PAGE_SIZE {
             if !self.batch.push(run) {
                 self.link_batch()?;
@@ -117,9 +154,7 @@ impl Linking<'_> {
             return Ok(());
         }
         self.link_batch()?;
-        self.mapping
-            .link_segment(&run, self.core.largest_leaf())
-            .map_err(|error| self.failed(&run, error))?;
+        self.mapping.link_segment(&run, largest).map_err(|error| self.failed(&run, error))?;
         self.note(&run, |mapping, index| index + mapping.unit_at(page_bytes(index)) / PAGE_SIZE);
         add(&self.core.counters.links, 1);
         Ok(())
@@ -146,15 +181,7 @@ impl Linking<'_> {
     /// Notes the links of `run` in the list, hidden. `unit_end` gives the page behind the leaf that begins with a page: what
     /// is linked in one leaf is one unit.
     fn note(&mut self, run: &Segment, unit_end: impl Fn(&Mapping, u64) -> u64) {
-        let span = pages_of(run);
-        self.state.linked += span.end - span.start;
-        self.state.touch(span.start);
-        self.state.touch(span.end - 1);
-        self.linked = match self.linked.is_empty() {
-            true => span.clone(),
-            false => self.linked.start.min(span.start)..self.linked.end.max(span.end),
-        };
-        let mut unit = span.start;
+        let mut unit = self.linked(run).start;
         for slot in self.core.slots(run) {
             let slot = slot.expect("looked at before it was linked");
             let (first, before) = (slot.first(), self.core.list.load_slot(slot));

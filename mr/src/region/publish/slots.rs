@@ -1,7 +1,7 @@
 //! Which words of the page list the pages of a segment go to.
 //!
-//! A huge word serves where a segment fills all of a huge page, the device reaches it at an address that is one's too, and
-//! none of its pages is there by itself. Where a part of one that is there comes back, or changes, 512 words of 4 KiB take
+//! A huge word serves where a segment fills all of a huge page, which in a region on demand is one of the processor's, too,
+//! the device reaches it at an address that is one's, and none of its pages is there by itself. Where a part of one that is there comes back, or changes, 512 words of 4 KiB take
 //! its place; the links stay as they are.
 
 use super::super::core::Core;
@@ -9,6 +9,7 @@ use super::{PublishError, pages_of};
 use crate::dma::Segment;
 use hw_model::addr::page_bytes;
 use hw_model::hca::{Backing, HUGE_PAGES, Path, Slot};
+use hw_model::iommu::LeafSize;
 
 /// The slots of a segment, in order, but for pages that are part of a huge one and there as the segment would have them.
 pub(super) struct Slots<'a> {
@@ -36,8 +37,11 @@ impl Core {
         self.slots(segment).try_for_each(|slot| slot.map(drop))
     }
 
-    /// Whether `segment`, which fills `slot`, is reached at an address of a huge page.
-    fn is_aligned(&self, segment: &Segment, slot: Slot) -> bool {
+    /// Whether `segment`, which fills `slot`, may be kept as a huge page, and is reached at the address of one.
+    fn is_huge(&self, segment: &Segment, slot: Slot) -> bool {
+        if self.largest_unit(segment.backing) == LeafSize::Page {
+            return false;
+        }
         let at = page_bytes(slot.first());
         let address = match &self.mapping {
             Some(mapping) if segment.path.is_linked() => mapping.dma_address(at),
@@ -57,7 +61,7 @@ impl Slots<'_> {
         if list.is_huge() && !(filled && segment.backing == Backing::Hugetlb) {
             return Err(PublishError::NotHuge { at: core.page_address(next) });
         }
-        if filled && (whole || (core.is_aligned(segment, slot) && list.may_be_huge(slot))) {
+        if filled && (whole || (core.is_huge(segment, slot) && list.may_be_huge(slot))) {
             self.next = slot.end();
             return Ok(Some(slot));
         }

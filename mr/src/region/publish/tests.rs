@@ -3,7 +3,7 @@
 use super::*;
 use crate::dma::{DmaConfig, DmaDevice};
 use crate::region::teardown::Teardown;
-use crate::region::{How, Mapped};
+use crate::region::{How, Mapped, Snapshot};
 use hw_model::addr::PhysAddr;
 use hw_model::bus::{Bus, DeviceSpec};
 use hw_model::hca::Backing;
@@ -39,7 +39,11 @@ fn stand() -> Stand {
 
 impl Stand {
     fn map(&self, mode: Mode) -> Mapped {
-        let how = How { mode, pin: PinKind::Populated, writable: true, hugetlb: false };
+        self.map_from(mode, Snapshot::Resident)
+    }
+
+    fn map_from(&self, mode: Mode, snapshot: Snapshot) -> Mapped {
+        let how = How { mode, pin: PinKind::Populated, snapshot, writable: true, hugetlb: false };
         Mapped::new(&self.device, &self.memory.user_range(), how).expect("a region")
     }
 
@@ -121,6 +125,114 @@ fn what_was_published_before_survives_a_call_that_fails() {
     core.publish(&with_unreachable_end(stand.runs()), || true).expect_err("its last page is refused");
     assert_eq!((core.report().present, stand.mapped_pages()), (7, 7));
     Teardown::begin(mapped).wait();
+}
+
+#[test]
+fn a_region_that_begins_with_nothing_links_what_is_asked_for_and_a_pinned_one_has_it_all() {
+    let stand = stand();
+    let mapped = stand.map_from(Mode::OnDemand, Snapshot::Nothing);
+    let core = &mapped.core;
+    assert_eq!((core.report().present, stand.mapped_pages()), (0, 0), "though all of it is resident");
+    let part = hw_model::addr::VirtRange::new(core.page_address(7), 20 * PAGE_SIZE).expect("in it");
+    assert_eq!(core.bring(&mapped.interval.sequence(), part, Want::Snapshot), Ok(20));
+    assert_eq!((core.report().present, stand.mapped_pages()), (20, 20));
+    Teardown::begin(mapped).wait();
+    let mapped = stand.map_from(Mode::Pinned, Snapshot::Nothing);
+    assert_eq!(mapped.core.report().present, PAGES);
+    Teardown::begin(mapped).wait();
+    assert_eq!((stand.mapped_pages(), stand.device.iova_stats().live_ranges), (0, 0));
+}
+
+/// If this fails, relinking a page of what was resident at registration costs more than the page, or a stream through it
+/// needs a translation a page.
+#[test]
+fn a_page_of_an_on_demand_region_splits_its_leaf_once_and_then_goes_alone() {
+    let stand = stand();
+    let mapped = stand.map(Mode::OnDemand);
+    let core = &mapped.core;
+    let leaves = || (stand.domain.stats().leaves_mapped, stand.domain.stats().leaves_unmapped);
+    assert_eq!(
+        (leaves(), core.report().huge),
+        (([0, 2, 0], [0; 3]), 0),
+        "4 MiB in two leaves, an entry a page"
+    );
+    let part = |page, pages| {
+        let start = core.page_address(page);
+        hw_model::addr::VirtRange::new(start, page_bytes(pages)).expect("in the region")
+    };
+    stand.space.notifiers().invalidate(part(700, 1), || {
+        assert_eq!((core.report().present, core.report().linked), (PAGES - 1, PAGES - 1));
+    });
+    assert_eq!(leaves(), ([512, 2, 0], [1, 1, 0]), "the leaf became pages, and the page went");
+    let relink = |page: u64| {
+        let first = stand.runs()[0];
+        let phys = first.phys.offset(page_bytes(page));
+        let run = PageRun { start: core.page_address(page), phys, pages: 1, ..first };
+        assert_eq!(core.publish(&[run], || true), Ok(Some(1)));
+    };
+    relink(700);
+    assert_eq!(leaves(), ([513, 2, 0], [1, 1, 0]));
+    stand.space.notifiers().invalidate(part(513, 1), || ());
+    relink(513);
+    assert_eq!(leaves(), ([514, 2, 0], [2, 1, 0]), "from here on one entry a page");
+    let counters = core.report().counters;
+    assert_eq!((counters.entries_relinked, counters.pages_invalidated), (2, 2));
+    stand.space.notifiers().invalidate(part(500, 24), || ());
+    assert_eq!(core.report().present, PAGES - 24);
+    assert_eq!(leaves(), ([514 + 512, 2, 0], [2 + 24, 2, 0]), "and the first of them now");
+    Teardown::begin(mapped).wait();
+    assert_eq!((stand.mapped_pages(), stand.domain.stats().violations), (0, 0));
+}
+
+/// Pages that no entry knows of are written as runs, others one by one: if this fails, the two do not write the same.
+#[test]
+fn a_run_of_news_is_published_as_its_pages_are_one_by_one() {
+    let stand = stand();
+    let run = stand.runs()[0];
+    let read_only = PageRun { pages: 600, writable: false, ..run };
+    let written = PageRun {
+        start: run.start.offset(page_bytes(600)),
+        phys: run.phys.offset(page_bytes(600)),
+        pages: PAGES - 600,
+        ..run
+    };
+    let [together, apart] = [(); 2].map(|()| stand.map_from(Mode::OnDemand, Snapshot::Nothing));
+    assert_eq!(together.core.publish(&[read_only, written], || true), Ok(Some(PAGES)));
+    for run in [read_only, written] {
+        for page in (0..run.pages).rev() {
+            let (start, phys) = (run.start.offset(page_bytes(page)), run.phys.offset(page_bytes(page)));
+            assert_eq!(apart.core.publish(&[PageRun { start, phys, pages: 1, ..run }], || true), Ok(Some(1)));
+        }
+    }
+    let reports = [&together, &apart].map(|mapped| mapped.core.report());
+    let said = |mapped: &Mapped, index: u64| {
+        let entry = mapped.core.list.load(index).expect("in the list");
+        let offset = entry.address().0 - mapped.core.mapping.as_ref().expect("behind an IOMMU").iova().0;
+        (offset, entry.flags(), entry.path(), entry.backing())
+    };
+    for index in 0..PAGES {
+        assert_eq!(said(&together, index), said(&apart, index), "page {index}");
+    }
+    for report in &reports {
+        assert_eq!((report.present, report.linked, report.huge), (PAGES, PAGES, 0));
+        assert_eq!((report.counters.entries_published, report.counters.entries_relinked), (PAGES, 0));
+    }
+    assert_eq!(
+        stand.domain.stats().leaves_mapped,
+        [PAGES + 512, 1, 0],
+        "where 512 pages lie together, one leaf"
+    );
+    for mapped in [together, apart] {
+        stand.invalidate(&mapped.core, true);
+        assert_eq!(
+            mapped.core.publish(&stand.runs(), || true),
+            Ok(Some(PAGES)),
+            "and again, where it was before"
+        );
+        assert_eq!(mapped.core.report().counters.entries_relinked, PAGES);
+        Teardown::begin(mapped).wait();
+    }
+    assert_eq!((stand.mapped_pages(), stand.domain.stats().violations), (0, 0));
 }
 
 #[test]

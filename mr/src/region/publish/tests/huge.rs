@@ -13,7 +13,13 @@ use odp::space::sim::{FaultMode, MapRequest, SimConfig, SimHost, SimSpace, Sourc
 use odp::space::{FaultError, UserRange};
 
 const HUGE: u64 = HUGE_PAGES * PAGE_SIZE;
-const ON_DEMAND: How = How { mode: Mode::OnDemand, pin: PinKind::Populated, writable: true, hugetlb: true };
+const ON_DEMAND: How = How {
+    mode: Mode::OnDemand,
+    pin: PinKind::Populated,
+    snapshot: Snapshot::Resident,
+    writable: true,
+    hugetlb: true,
+};
 
 /// Four huge pages of simulated hugetlb memory, and a device that an IOMMU translates for, or none.
 struct Simulated {
@@ -238,4 +244,52 @@ fn a_part_of_a_huge_page_that_changes_kind_leaves_the_others_as_they_are() {
     assert_eq!((core.report().present, core.report().linked, core.report().huge), (PAGES, PAGES, 1));
     Teardown::begin(mapped).wait();
     assert_eq!(stand.mapped_pages(), 0);
+}
+
+/// If this fails, a stream through huge pages needs a translation a page, or a page that goes on its own takes others along.
+#[test]
+fn on_demand_a_huge_page_of_the_processor_is_one_entry_and_one_leaf_until_it_is_split() {
+    for iommu in [true, false] {
+        let sim = simulated(iommu);
+        let range = sim.space.map(MapRequest::anonymous(2 * HUGE_PAGES).huge()).expect("room");
+        let page =
+            |page| VirtRange::new(range.start().offset(page_bytes(page)), PAGE_SIZE).expect("in the range");
+        let leaves = |mapped: u64, unmapped: u64| if iommu { (mapped, unmapped) } else { (0, 0) };
+        let mapped = sim.map(range, How { hugetlb: false, ..ON_DEMAND }).expect("memory");
+        let core = &mapped.core;
+        assert_eq!(fault(&mapped, range), Ok(2 * HUGE_PAGES));
+        let report = core.report();
+        assert_eq!((report.present, report.huge, report.counters.entries_published), (2 * HUGE_PAGES, 2, 2));
+        assert_eq!(sim.leaves(), leaves(2, 0));
+        // The kernel splits the huge page and tells of all of it.
+        sim.space.change(SpaceChange::Discard(page(5))).expect("mapped");
+        assert_eq!((core.report().present, core.report().huge), (HUGE_PAGES, 1));
+        assert_eq!(sim.leaves(), leaves(2, 1), "in one piece, as it was linked");
+        assert_eq!(fault(&mapped, range), Ok(HUGE_PAGES));
+        assert_eq!((core.report().present, core.report().huge), (2 * HUGE_PAGES, 1));
+        assert_eq!(sim.leaves(), leaves(2 + HUGE_PAGES, 1), "from here on each page is its own");
+        sim.space.change(SpaceChange::Discard(page(6))).expect("mapped");
+        assert_eq!((core.report().present, sim.leaves()), (2 * HUGE_PAGES - 1, leaves(2 + HUGE_PAGES, 2)));
+        assert_eq!(fault(&mapped, page(6)), Ok(1));
+        Teardown::begin(mapped).wait();
+        let (linked, unlinked) = sim.leaves();
+        assert_eq!((linked, sim.device.iova_stats().live_ranges), (unlinked, 0));
+        sim.host.check().expect("the host agrees with itself");
+    }
+}
+
+#[test]
+fn a_huge_page_of_which_a_page_is_there_by_itself_comes_page_by_page() {
+    let sim = simulated(true);
+    let range = sim.space.map(MapRequest::anonymous(2 * HUGE_PAGES).huge()).expect("room");
+    let mapped = sim.map(range, How { hugetlb: false, ..ON_DEMAND }).expect("memory");
+    let one = VirtRange::new(range.start().offset(page_bytes(700)), PAGE_SIZE).expect("in the range");
+    assert_eq!((fault(&mapped, one), sim.leaves()), (Ok(1), (1, 0)));
+    assert_eq!(fault(&mapped, range), Ok(2 * HUGE_PAGES - 1));
+    assert_eq!((mapped.core.report().huge, sim.leaves()), (1, (1 + 1 + 511, 0)));
+    sim.space.change(SpaceChange::Discard(one)).expect("mapped");
+    assert_eq!(mapped.core.report().present, HUGE_PAGES, "the huge page that it was part of is split");
+    Teardown::begin(mapped).wait();
+    let (linked, unlinked) = sim.leaves();
+    assert_eq!((linked, sim.device.iova_stats().live_ranges), (unlinked, 0));
 }
