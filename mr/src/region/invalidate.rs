@@ -60,8 +60,8 @@ impl Core {
         }
     }
 
-    /// Hides the present pages of `span`, and the rest of every huge entry and link unit that reaches into it. Gives how many pages it
-    /// hid. The caller holds the state's lock, which is what `state` stands for.
+    /// Hides the present pages of `span`, and the rest of every huge entry and link unit that reaches into it. Gives how many
+    /// pages it hid. The caller holds the state's lock, which is what `state` stands for.
     pub(super) fn hide(&self, state: &mut State, span: std::ops::Range<u64>) -> u64 {
         let span = self.whole_units(state.clamp(span.start, span.end - span.start));
         let mut hidden = 0;

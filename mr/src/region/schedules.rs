@@ -124,11 +124,7 @@ fn world(check: Check) -> usize {
     let state = core.state.lock();
     assert_eq!((state.present, state.linked), (0, 0), "something is left of the region");
     drop(state);
-    assert_eq!(device.iova_stats().live_ranges, 0, "IOVA is left");
-    let stats = domain.stats();
-    assert_eq!((stats.mapped_bytes, stats.violations), (0, 0), "the IOMMU's contract was broken: {stats:?}");
-    assert!(space.is_at_rest(), "somebody is still told of changes");
-    harm + stats.stale_hits as usize
+    harm + space.check_nothing_is_left(&device, &domain)
 }
 
 /// How many schedules were tried, and how many DMAs went to pages that were gone.

@@ -3,6 +3,7 @@
 //! Unsafe island. Invariant: the addresses of this address space are numbers that nothing dereferences.
 #![allow(unsafe_code)]
 
+use crate::dma::DmaDevice;
 use hw_model::addr::{PAGE_SIZE, PhysAddr, VirtAddr, VirtRange, page_bytes};
 use hw_model::bus::{AtomicOp, Bus, DeviceSpec, DmaEpoch, DmaPort, HostMemory, MemoryError};
 use hw_model::iommu::{Domain, DomainConfig, IotlbConfig};
@@ -130,9 +131,18 @@ impl TwoPages {
         (port, domain)
     }
 
-    /// Nobody is told of changes any more, and none is under way.
-    pub(crate) fn is_at_rest(&self) -> bool {
+    /// Everything that used these pages is gone: asserts that it left nothing, and kept to the IOMMU's contract. Gives how
+    /// many accesses went by a translation that was not there any more.
+    pub(crate) fn check_nothing_is_left(&self, device: &DmaDevice, domain: &Domain) -> usize {
+        assert_eq!(device.iova_stats().live_ranges, 0, "IOVA is left");
+        let stats = domain.stats();
+        assert_eq!(
+            (stats.mapped_bytes, stats.violations),
+            (0, 0),
+            "the IOMMU's contract was broken: {stats:?}"
+        );
         let notifiers = self.notifiers.stats();
-        (notifiers.intervals, notifiers.running) == (0, 0)
+        assert_eq!((notifiers.intervals, notifiers.running), (0, 0), "somebody is still told of changes");
+        stats.stale_hits as usize
     }
 }
