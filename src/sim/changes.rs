@@ -75,8 +75,9 @@ impl World {
     fn some_change(&mut self, kind: usize, process: usize) -> Option<Which> {
         let Process { host, arena, .. } = self.processes[process];
         let Host { shmem, file, dmabuf, coherent, private, .. } = self.hosts[host];
-        let page = self.some_page(process)?;
-        let huge = page >= arena + HUGE_AT && self.choices.chance(400);
+        let in_huge = self.choices.chance(100).then(|| self.some_hugetlb_page(process)).flatten();
+        let page = in_huge.or_else(|| self.some_page(process))?;
+        let huge = page >= arena + HUGE_AT && self.choices.chance(if in_huge.is_some() { 900 } else { 400 });
         let range = if huge {
             pages(page - page % HUGE_PAGES, HUGE_PAGES)
         } else {
@@ -90,7 +91,11 @@ impl World {
         match kind {
             0 => space(SpaceChange::Discard(range)),
             1 => space(SpaceChange::Remove(range)),
+            2 if huge => space(SpaceChange::Unmap(range)),
             2 => space(SpaceChange::Unmap(pages(page, self.choices.between(1, 3)))),
+            3 | 4 if self.choices.chance(250) => {
+                space(SpaceChange::Map(self.some_huge_mapping(process, true)))
+            }
             3 | 4 => {
                 let at = self.some_hole(process).unwrap_or(page);
                 let length = self.choices.between(1, 6);
@@ -106,6 +111,7 @@ impl World {
                 ]);
                 space(SpaceChange::Protect(range, to))
             }
+            6 if huge => space(SpaceChange::Remap { from: range, to: self.some_place_for_huge(process) }),
             6 => {
                 let to = arena + 256 + self.choices.between(0, 63);
                 space(SpaceChange::Remap { from: range, to: VirtAddr::from_page_number(to) })
@@ -127,6 +133,7 @@ impl World {
             }
             15 if self.living(Some(host)).len() < MOST_PROCESSES => space(SpaceChange::Fork),
             15 => None,
+            16 | 17 if self.choices.chance(200) => Some(Which::Object(self.some_hugetlb_change(host))),
             16 => Some(Which::Object(ObjectChange::Punch { object, first, end })),
             17 => {
                 let change = match self.choices.below(4) {

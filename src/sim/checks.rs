@@ -45,7 +45,7 @@ impl World {
     pub(super) fn check_next(&mut self) -> Result<(), Broken> {
         self.checked += 1;
         match self.checked.checked_rem(self.regions.len()) {
-            Some(index) if self.regions[index].place.len <= SMALL * PAGE_SIZE => {
+            Some(index) if self.regions[index].place.kept().len() <= SMALL * PAGE_SIZE => {
                 self.check_region(&self.regions[index])
             }
             _ => Ok(()),
@@ -68,7 +68,7 @@ impl World {
         let words = region.raw_entries().unwrap_or_default();
         let (mut valid, mut linked) = (0, 0);
         let mut frames = None;
-        let first = place.at.page_number();
+        let first = place.kept().start().page_number();
         for (index, word) in words.iter().enumerate() {
             let entry = Entry::from_bits(*word);
             linked += u64::from(entry.is_linked());
@@ -89,7 +89,7 @@ impl World {
 
     pub(super) fn present(&self, place: &Place) -> BTreeMap<u64, (PhysAddr, bool)> {
         let space = self.address_space(place.process);
-        space.map_or_else(BTreeMap::new, |space| present(space, place.range().page_aligned()))
+        space.map_or_else(BTreeMap::new, |space| present(space, place.kept()))
     }
 
     pub(super) fn check_entry(

@@ -170,7 +170,7 @@ impl World {
         }
         for run in entries.chunk_by(|one, next| one.0.offset(PAGE_SIZE) == next.0) {
             let (at, len) = (run[0].0, run.len() as u64 * PAGE_SIZE);
-            let place = Place { device: whole.device, process: whole.process, at, len };
+            let place = Place { device: whole.device, process: whole.process, at, len, huge: false };
             let frames = self.present(&place);
             for (at, word) in run {
                 self.check_entry(&place, Entry::from_bits(*word), at.page_number(), &frames)?;

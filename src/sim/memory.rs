@@ -183,6 +183,12 @@ impl Memory {
         self.page(process, page).is_some_and(|page| matches!(page.holder, Holder::Own(_, None)))
     }
 
+    /// Whether the page is one of the object `key`, whoever maps it.
+    #[must_use]
+    pub fn is_of(&self, process: usize, page: u64, key: ObjectKey) -> bool {
+        self.page(process, page).is_some_and(|page| matches!(page.holder, Holder::Object(of, _) if of == key))
+    }
+
     /// The memory of a page has failed.
     pub fn lose(&mut self, process: usize, page: u64) {
         self.each_page(process, page_range(page), |page| page.lost = true);

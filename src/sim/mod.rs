@@ -25,6 +25,7 @@ pub mod command;
 mod counts;
 mod faults;
 mod gpus;
+mod hugetlb;
 mod implicit;
 pub mod memory;
 mod network;

@@ -45,7 +45,8 @@ impl World {
             false => self.some_process(Some(host)),
         };
         let Some(process) = process else { return Ok(()) };
-        let Some(page) = self.some_page(process) else { return Ok(()) };
+        let in_huge = self.choices.chance(200).then(|| self.some_hugetlb_page(process)).flatten();
+        let Some(page) = in_huge.or_else(|| self.some_page(process)) else { return Ok(()) };
         let mut most = if self.choices.chance(100) { 600 } else { MOST_PAGES };
         most = self.choices.between(1, most);
         // Up to the first page that is not mapped, or, rarely, beyond it: that is refused.
@@ -59,12 +60,20 @@ impl World {
         };
         let len = (pages * PAGE_SIZE).saturating_sub(skip + cut).max(1);
         let at = VirtAddr::from_page_number(page).offset(skip);
-        let options = self.some_options();
-        let place = Place { device, process, at, len };
+        let mut options = self.some_options();
+        // Elsewhere it is refused.
+        if self.choices.chance(if in_huge.is_some() { 700 } else { 10 }) {
+            options = options.with_hugetlb();
+        }
+        let place = Place { device, process, at, len, huge: options.hugetlb };
         let Some(memory) = self.user_range(&place) else { return Ok(()) };
         let begun = self.devices[device].pd.begin_register(&memory, options);
         self.note(|| format!("register {place:?} {options:?}: {:?}", begun.as_ref().map(|_| ())));
         match begun {
+            Ok(_) if place.huge && !self.is_all_hugetlb(process, place.kept()) => {
+                let detail = format!("{place:?} is not hugetlb throughout, and was taken for it");
+                return Err(Broken { rule: "registration", detail });
+            }
             Ok(registration) => self.registrations.push((place, registration)),
             Err(error) => self.refused_registration(&place, &error)?,
         }
@@ -97,6 +106,13 @@ impl World {
             let detail = format!("{error} for {place:?}, but it is mapped");
             return Err(Broken { rule: "registration", detail });
         }
+        if let RegisterError::Map(MapRegionError::NotHuge { .. }) = error {
+            self.counts.one("registrations of what is not hugetlb");
+            if self.is_all_hugetlb(place.process, place.kept()) {
+                let detail = format!("{error} for {place:?}, but it is hugetlb");
+                return Err(Broken { rule: "registration", detail });
+            }
+        }
         Ok(())
     }
 
@@ -121,6 +137,7 @@ impl World {
                 match outcome {
                     Ok(region) => {
                         self.counts.one("regions registered");
+                        self.counts.add("regions in hugetlb pages", u64::from(place.huge));
                         self.regions.push(Slot { place, region });
                     }
                     Err(error) => self.refused_registration(&place, &error)?,
@@ -154,6 +171,10 @@ impl World {
         self.counts.add("pages invalidated", counters.pages_invalidated);
         self.counts.add("entries published", counters.entries_published);
         self.counts.add("entries relinked", counters.entries_relinked);
+        if place.huge {
+            self.counts.add("huge entries published", counters.entries_published);
+            self.counts.add("huge entries relinked", counters.entries_relinked);
+        }
         self.counts.add("type changes", counters.entries_changed_kind);
         self.counts.add("faults that lost a race", counters.fault_retries);
         self.dead_keys.push((place.device, key, region.address().0));

@@ -73,12 +73,14 @@ impl World {
         if !apart || to.has_ended() || to.buffer.is_some() && !at_its_address {
             return None;
         }
-        let page = self.some_page(process)?;
+        let in_huge =
+            (old.huge && self.choices.chance(800)).then(|| self.some_hugetlb_page(process)).flatten();
+        let page = in_huge.or_else(|| self.some_page(process))?;
         let most = self.choices.between(1, 40);
         let mapped = (page..page + most).take_while(|page| self.memory.is_mapped(process, *page)).count();
         let skip = if self.choices.chance(300) { u64::from(self.choices.below(4095)) } else { 0 };
         let len = (mapped.max(1) as u64 * PAGE_SIZE - skip).max(1);
-        Some(Place { device: old.device, process, at: VirtAddr::from_page_number(page).offset(skip), len })
+        Some(Place { process, at: VirtAddr::from_page_number(page).offset(skip), len, ..old })
     }
 
     pub(super) fn step_some_rereg(&mut self) -> Result<(), Broken> {

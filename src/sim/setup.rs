@@ -3,6 +3,7 @@
 use super::buffers::Exportable;
 use super::choices::Choices;
 use super::gpus::GPU;
+use super::hugetlb::HUGETLB_PAGES;
 use super::memory::Memory;
 use super::network::{Network, Weather};
 use super::unreliable::QKEY;
@@ -26,13 +27,13 @@ use mr::dma::DmaConfig;
 use odp::prefetch::PrefetchPolicy;
 use odp::space::dmabuf::BarPart;
 use odp::space::sim::{
-    DeviceKind, DeviceMemoryId, FaultMode, MapRequest, ObjectId, Protection, Residence, SimConfig, SimHost,
-    Source,
+    DeviceKind, DeviceMemoryId, FaultMode, HUGE_PAGES, MapRequest, ObjectId, Protection, Residence,
+    SimConfig, SimHost, Source,
 };
 use std::fmt::Debug;
 
 /// Frames of RAM of a host: enough for its processes and a few huge pages.
-const RAM_PAGES: u32 = 2048;
+const RAM_PAGES: u32 = 4096;
 /// Pages of each device memory.
 const DEVICE_PAGES: u64 = 16;
 /// Pages of shared memory, of a file, of a DMABUF.
@@ -185,6 +186,7 @@ impl World {
             shmem: sim.new_shmem(OBJECT_PAGES),
             file: sim.new_file(OBJECT_PAGES),
             private_file: sim.new_file(PRIVATE_PAGES),
+            hugetlb: sim.new_hugetlb(HUGETLB_PAGES / HUGE_PAGES),
             dmabuf: setup(sim.new_dmabuf(peer, 0, OBJECT_PAGES as u32, residence))?,
             coherent,
             private,
@@ -198,6 +200,7 @@ impl World {
             (host.shmem, OBJECT_PAGES),
             (host.file, OBJECT_PAGES),
             (host.private_file, PRIVATE_PAGES),
+            (host.hugetlb, HUGETLB_PAGES),
             (host.dmabuf, OBJECT_PAGES),
         ] {
             self.memory.add_object((index, object), pages);
@@ -288,8 +291,12 @@ impl World {
             page += request.pages;
         }
         if self.choices.chance(300) {
-            let request = MapRequest::anonymous(512).huge();
+            let request = MapRequest::anonymous(HUGE_PAGES).huge();
             self.map_now(process, arena + HUGE_AT, request)?;
+        }
+        if self.choices.chance(400) {
+            let request = self.some_huge_mapping(process, false);
+            self.map_there(process, &request)?;
         }
         Ok(())
     }
@@ -315,9 +322,12 @@ impl World {
     }
 
     fn map_now(&mut self, process: usize, page: u64, request: MapRequest) -> Result<(), Broken> {
-        let request = request.fixed(VirtAddr::from_page_number(page));
-        let range = setup(self.space(process).map(request))?;
-        self.note_mapping(process, range, &request);
+        self.map_there(process, &request.fixed(VirtAddr::from_page_number(page)))
+    }
+
+    fn map_there(&mut self, process: usize, request: &MapRequest) -> Result<(), Broken> {
+        let range = setup(self.space(process).map(*request))?;
+        self.note_mapping(process, range, request);
         Ok(())
     }
 

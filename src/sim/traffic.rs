@@ -149,12 +149,14 @@ impl World {
         let source_needs = if changes { Access::Write } else { Access::Read };
         let allowed = source.iter().all(|piece| self.memory.allows_device(*piece, source_needs))
             && target.iter().all(|piece| self.memory.allows_device(*piece, Access::Write));
-        if !allowed && !self.choices.chance(100) {
-            // Each that fails takes its connection with it: few are enough.
+        let taken = local.iter().chain([&remote]).all(|chosen| self.is_taken(chosen));
+        // Each that fails takes its connection with it: few are enough.
+        if !allowed && !self.choices.chance(100) || !taken && !self.choices.chance(500) {
             return Ok(());
         }
+        self.counts.add("requests on what is hugetlb no more", u64::from(!taken));
         let reach = [near, far].iter().all(|device| self.devices[*device].reaches_peers);
-        self.memory.begin_transfer(id, &source, &target, !(allowed && reach));
+        self.memory.begin_transfer(id, &source, &target, !(allowed && taken && reach));
         let mut keys: Vec<Key> = local.iter().chain([&remote]).flat_map(Chosen::keys).collect();
         if verb == Verb::Send
             && self.choices.chance(900)

@@ -68,12 +68,13 @@ impl World {
         }
         let allowed = self.memory.allows_device(local.piece, Access::Read)
             && target.iter().all(|piece| self.memory.allows_device(*piece, Access::Write));
-        if !allowed && !self.choices.chance(100) {
+        let taken = header.iter().chain([&local, &remote]).all(|chosen| self.is_taken(chosen));
+        if !allowed && !self.choices.chance(100) || !taken && !self.choices.chance(500) {
             return Ok(());
         }
         let id = self.next_id;
         let reach = [near, far].iter().all(|device| self.devices[*device].reaches_peers);
-        self.memory.begin_transfer(id, &source, &target[target.len() - 1..], !(allowed && reach));
+        self.memory.begin_transfer(id, &source, &target[target.len() - 1..], !(allowed && taken && reach));
         if let Some(header) = &header {
             self.memory.begin_anything(id | HEADER, &[header.piece]);
             self.connections[connection].ended_badly.push(id | HEADER);

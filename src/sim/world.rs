@@ -34,6 +34,7 @@ pub struct Host {
     pub(super) shmem: ObjectId,
     pub(super) file: ObjectId,
     pub(super) private_file: ObjectId,
+    pub(super) hugetlb: ObjectId,
     pub(super) dmabuf: ObjectId,
     pub(super) coherent: DeviceMemoryId,
     pub(super) private: DeviceMemoryId,
@@ -99,6 +100,8 @@ pub struct Place {
     pub(super) process: usize,
     pub(super) at: VirtAddr,
     pub(super) len: u64,
+    /// Its region is kept in hugetlb pages.
+    pub(super) huge: bool,
 }
 
 /// A registered region.

@@ -6,10 +6,10 @@ use anypage::sim::{Choices, Options, World};
 const STEPS: usize = 1500;
 
 #[test]
-fn a_handful_of_seeds_is_clean_and_everything_happens_in_them() {
-    let tally = run_all(1..=60, 2, STEPS, &Options::default(), |_| {});
+fn two_hundred_seeds_are_clean_and_everything_happens_in_them() {
+    let tally = run_all(1..=200, 2, STEPS, &Options::default(), |_| {});
     assert!(tally.failed.is_none(), "replay with `anypage sim --steps {STEPS}`: {:?}", tally.failed);
-    assert_eq!(tally.runs, 60);
+    assert_eq!(tally.runs, 200);
     let happened = [
         "steps",
         "packets sent",
@@ -50,6 +50,10 @@ fn a_handful_of_seeds_is_clean_and_everything_happens_in_them() {
         "implicit regions deregistered",
         "parts of implicit regions made",
         "empty parts taken away",
+        "regions in hugetlb pages",
+        "registrations of what is not hugetlb",
+        "huge entries published",
+        "huge entries relinked",
         "regions moved to other memory",
         "regions with other rights",
         "reregistrations that failed",
