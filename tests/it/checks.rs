@@ -215,12 +215,16 @@ pub fn protocol_kept(machine: &Machine, space: &ProcessSpace) -> Verdict {
     }
     for device in [&machine.near, &machine.far] {
         let refused = device.hca().stats().dma_refused;
-        let broken = device.dma().domain().map_or((0, 0), |domain| {
+        let domain = device.dma().domain();
+        let broken = domain.map_or((0, 0), |domain| {
             let stats = domain.stats();
             (stats.violations, stats.faults)
         });
         if (refused, broken) != (0, (0, 0)) {
-            return Err(format!("{device:?}: {refused} DMAs refused, (violations, IOMMU faults) {broken:?}"));
+            let first = domain.and_then(|domain| domain.first_violation());
+            return Err(format!(
+                "{device:?}: {refused} DMAs refused, (violations, IOMMU faults) {broken:?}, the first violation {first:?}"
+            ));
         }
     }
     Ok(())

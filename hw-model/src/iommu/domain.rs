@@ -5,12 +5,12 @@ use super::cookie::Cookie;
 use super::fault::{DmaAccess, FaultLog, IommuFault};
 use super::iotlb::Iotlb;
 use super::leaf::{FANOUT, Leaf, LeafSize, Prot};
-use super::page_table::{LeafCounts, MapError, PageTable, UnmapError};
+use super::page_table::{LeafCounts, MapError, PageTable, UnmapError, Violation};
 use super::queue::{FlushTicket, InvalidationQueue, QueueFull};
 use crate::addr::{Iova, PhysAddr};
 use crate::bus::DeviceId;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Arc, OnceLock};
 
 /// An I/O address space. Any number of devices can be attached to it; they share its IOTLB.
 ///
@@ -28,6 +28,7 @@ pub struct Domain {
     leaves_mapped: [AtomicU64; 3],
     leaves_unmapped: [AtomicU64; 3],
     violations: AtomicU64,
+    first_violation: OnceLock<Violation>,
     stale_hits: AtomicU64,
     cookie: Cookie,
 }
@@ -50,6 +51,7 @@ impl Domain {
             leaves_mapped: std::array::from_fn(|_| AtomicU64::new(0)),
             leaves_unmapped: std::array::from_fn(|_| AtomicU64::new(0)),
             violations: AtomicU64::new(0),
+            first_violation: OnceLock::new(),
             stale_hits: AtomicU64::new(0),
             cookie: Cookie::default(),
         }))
@@ -194,8 +196,9 @@ impl Domain {
         }
     }
 
-    fn violated<T, E: std::fmt::Display>(&self, error: E) -> Result<T, E> {
+    fn violated<T, E: std::fmt::Display + Copy + Into<Violation>>(&self, error: E) -> Result<T, E> {
         self.violations.fetch_add(1, Ordering::Relaxed);
+        let _ = self.first_violation.set(error.into());
         tracing::debug!(%error, "IOMMU contract broken by software");
         Err(error)
     }
@@ -328,6 +331,12 @@ impl Domain {
     #[must_use]
     pub fn faults(&self) -> &FaultLog {
         &self.faults
+    }
+
+    /// The first of [`DomainStats::violations`].
+    #[must_use]
+    pub fn first_violation(&self) -> Option<Violation> {
+        self.first_violation.get().copied()
     }
 
     /// Counters as they are now.

@@ -26,5 +26,5 @@ pub use flush_queue::FlushQueue;
 pub use host::HostRefusal;
 pub use iotlb::{IotlbConfig, IotlbStats};
 pub use leaf::{LeafSize, Prot};
-pub use page_table::{MapError, UnmapError};
+pub use page_table::{MapError, UnmapError, Violation};
 pub use queue::{FlushTicket, QueueFull, QueueStats};

@@ -28,6 +28,17 @@ mod unmap;
 pub use map::MapError;
 pub use unmap::UnmapError;
 
+/// A call of software's that broke the contract, and was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// It was to map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// It was to unmap.
+    #[error(transparent)]
+    Unmap(#[from] UnmapError),
+}
+
 pub(super) struct PageTable {
     root: Box<[OnceLock<Box<Upper>>]>,
     granule_shift: u32,
