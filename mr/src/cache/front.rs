@@ -7,6 +7,8 @@
 use super::entry::Entry;
 use super::table::Table;
 use arc_swap::ArcSwap;
+#[cfg(not(any(loom, shuttle)))]
+use crossbeam::utils::CachePadded;
 use hw_model::addr::VirtRange;
 use hw_model::hca::Access;
 use hw_model::sync::Arc;
@@ -22,7 +24,11 @@ pub(super) struct Published {
 }
 
 #[cfg(not(any(loom, shuttle)))]
-type Hits = hw_model::sync::Mutex<Vec<Arc<AtomicU64>>>;
+type Hits = hw_model::sync::Mutex<Vec<Count>>;
+
+/// Hits of one thread, on a cache line that no other writes.
+#[cfg(not(any(loom, shuttle)))]
+type Count = Arc<CachePadded<AtomicU64>>;
 #[cfg(any(loom, shuttle))]
 type Hits = AtomicU64;
 
@@ -44,7 +50,7 @@ impl Published {
 
 #[cfg(not(any(loom, shuttle)))]
 mod threads {
-    use super::{Access, Arc, AtomicU64, Entry, Ordering, Published, Table, VirtRange};
+    use super::{Access, Arc, AtomicU64, CachePadded, Count, Entry, Ordering, Published, Table, VirtRange};
     use hw_model::sync::Weak;
     use std::cell::RefCell;
 
@@ -53,7 +59,7 @@ mod threads {
         cache: Weak<Published>,
         generation: u64,
         table: Arc<Table>,
-        hits: Arc<AtomicU64>,
+        hits: Count,
     }
 
     thread_local! {
@@ -100,13 +106,14 @@ mod threads {
         #[cold]
         fn add_front<'a>(self: &Arc<Self>, fronts: &'a mut Vec<Front>) -> &'a mut Front {
             fronts.retain(|front| front.cache.strong_count() > 0);
-            let hits = Arc::new(AtomicU64::new(0));
+            let counted = |hits| Arc::new(CachePadded::new(AtomicU64::new(hits)));
+            let hits = counted(0);
             let mut counts = self.hits.lock();
             // Those of threads that have ended become one.
             let (mut live, ended): (Vec<_>, Vec<_>) =
                 counts.drain(..).partition(|count| Arc::strong_count(count) > 1);
             let sum = ended.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-            live.push(Arc::new(AtomicU64::new(sum)));
+            live.push(counted(sum));
             live.push(Arc::clone(&hits));
             *counts = live;
             drop(counts);
