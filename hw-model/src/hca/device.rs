@@ -338,11 +338,25 @@ impl Hca {
     }
 
     /// Answers a page-fault event. An answer that nobody waits for any more is counted and does nothing. Never blocks
-    /// on an engine; it may allocate, so not under a lock that an invalidation takes.
+    /// on an engine; it may allocate, so not under a lock that an invalidation takes. Where callers drive, the queue pair may
+    /// go on on this thread.
     pub fn resume(&self, token: FaultToken, outcome: FaultOutcome) {
-        for (token, outcome) in self.device.faults.answered(token, outcome) {
-            let mailbox = &self.device.mailboxes[self.index(token.qpn)];
-            mailbox.leave(|mail| mail.answers.push((token, outcome)));
+        if token.is_shared() {
+            for (token, outcome) in self.device.faults.answered(token, outcome) {
+                self.leave_answer(token, outcome);
+            }
+        } else {
+            self.leave_answer(token, outcome);
+        }
+    }
+
+    fn leave_answer(&self, token: FaultToken, outcome: FaultOutcome) {
+        let index = self.index(token.qpn);
+        let mailbox = &self.device.mailboxes[index];
+        mailbox.leave(|mail| mail.answers.push((token, outcome)));
+        if self.device.config.callers_drive && self.has_threads() {
+            self.see_to(index);
+        } else {
             mailbox.wake();
         }
     }

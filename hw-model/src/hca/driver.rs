@@ -83,6 +83,23 @@ impl Hca {
         roused.run(&mut steps);
     }
 
+    /// Sees to it that an engine collects what was left for it. Whoever polls does that at once, and an engine's thread that
+    /// is woken beside him only takes a processor away; so they are given a moment, and then this thread steps the engine
+    /// itself, unless other faults wait for it.
+    pub(super) fn see_to(&self, index: usize) {
+        let mailbox = &self.device.mailboxes[index];
+        if !self.device.faults.is_empty() {
+            return mailbox.wake();
+        }
+        let is_taken = || {
+            std::hint::spin_loop();
+            !mailbox.has_mail()
+        };
+        if !(0..SPINS).any(|_| is_taken()) {
+            self.drive(index);
+        }
+    }
+
     /// Has an engine hear that a queue pair has new requests, and goes on as [`Hca::drive`]. False if the engine is being
     /// stepped by another thread: it has heard nothing.
     pub(super) fn drive_for(&self, qpn: Qpn, index: usize) -> bool {

@@ -28,6 +28,11 @@ impl FaultToken {
     pub fn serial(&self) -> u64 {
         self.serial
     }
+
+    /// Whether its event is one by range, whose answer may be for several queue pairs.
+    pub(super) fn is_shared(&self) -> bool {
+        self.side == FaultKind::ByRange
+    }
 }
 
 /// Which side of a queue pair met the missing page.
@@ -186,16 +191,13 @@ impl FaultQueue {
         Ok(Posted::Event(waiter))
     }
 
-    /// Whom the answer to the event `token` is for, and what it says to each: of a range that cannot be had, who asked for
+    /// Whom the answer to the event by range `token` is for, and what it says to each: of a range that cannot be had, who asked for
     /// less is told to try again, and asks for that.
     pub(super) fn answered(
         &self,
         token: FaultToken,
         outcome: FaultOutcome,
     ) -> Vec<(FaultToken, FaultOutcome)> {
-        if token.side != FaultKind::ByRange {
-            return vec![(token, outcome)];
-        }
         let mut state = self.state.lock();
         let at = state.ranges.iter().position(|range| range.serial == token.serial);
         let waiters = at.map_or(Vec::new(), |at| state.ranges.swap_remove(at).waiters);
