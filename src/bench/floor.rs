@@ -4,7 +4,7 @@
 //! Unsafe island. Invariant: the calls here read memory of the range, or fault it in, and change no byte of it.
 #![allow(unsafe_code)]
 
-use hw_model::addr::VirtRange;
+use hw_model::addr::{PAGE_SIZE, VirtRange};
 use rustix::mm::Advice;
 use std::ffi::c_void;
 use std::fs::File;
@@ -94,12 +94,14 @@ impl Floor {
     }
 
     fn scanned(&mut self, range: VirtRange, mut look: impl FnMut(&[PageRegion])) -> Option<usize> {
+        // A run a page at most. The kernel allocates room for as many as it may report: half of what one page costs.
+        let most = (range.len() / PAGE_SIZE).clamp(1, self.regions.len() as u64);
         let mut argument = ScanArgument {
             size: size_of::<ScanArgument>() as u64,
             start: range.start().0,
             end: range.end().0,
             vec: self.regions.as_mut_ptr() as u64,
-            vec_len: self.regions.len() as u64,
+            vec_len: most,
             return_mask: EVERY_CATEGORY,
             ..ScanArgument::default()
         };

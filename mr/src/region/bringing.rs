@@ -76,7 +76,8 @@ impl Bringing {
                 return Ok(());
             }
             let part = self.part(0, self.step.min(self.left.len()));
-            let mut fault = RegionFault::new(&self.core, Arc::clone(&self.sequence), part, self.want);
+            let mut fault =
+                RegionFault::new(Arc::clone(&self.core), Arc::clone(&self.sequence), part, self.want);
             fault.prepare()?;
             self.published += fault.run()?;
             self.advance();
@@ -98,7 +99,7 @@ impl Bringing {
                 return Ok(Progress::Done(()));
             }
             let part = self.part(0, self.step.min(self.left.len()));
-            let fault = RegionFault::new(&self.core, Arc::clone(&self.sequence), part, self.want);
+            let fault = RegionFault::new(Arc::clone(&self.core), Arc::clone(&self.sequence), part, self.want);
             fault.prepare()?;
             self.fault = Some(fault);
             return Ok(Progress::Again);

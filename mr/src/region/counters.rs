@@ -60,6 +60,10 @@ counters! {
 }
 
 /// Adds `n` to a counter.
+#[inline]
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Ordering::Relaxed);
+    // Most of what a fault adds is nothing.
+    if n > 0 {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
 }

@@ -72,9 +72,14 @@ pub(crate) struct RegionFault {
 
 impl RegionFault {
     /// Wants the pages that hold `range`, which lies in the region.
-    pub(crate) fn new(core: &Arc<Core>, sequence: Arc<Sequence>, range: VirtRange, want: Want) -> Self {
+    pub(crate) fn new(core: Arc<Core>, sequence: Arc<Sequence>, range: VirtRange, want: Want) -> Self {
         let work = FaultWork::new(sequence, core.whole(range), want);
-        Self { core: Arc::clone(core), work, want, narrows: false }
+        Self { core, work, want, narrows: false }
+    }
+
+    /// What it brings pages into.
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
     }
 
     /// The same with the pages of `around` that lie in the region as neighbours; see [`FaultWork::with_neighbours`].

@@ -1,5 +1,6 @@
 //! Page-fault events of the modelled HCA, from the event to its answer.
 
+use super::implicit::ChildUse;
 use super::target::{FaultTarget, Place};
 use super::{ModelDevice, prefetch};
 use crate::device::RegisterError;
@@ -51,8 +52,11 @@ struct Work {
 
 /// A fault of which is known where its pages are kept.
 struct Begun {
-    place: Place,
     fault: RegionFault,
+    /// What the device wants of what the fault brings in.
+    range: VirtRange,
+    /// A child stays while it is used.
+    _held: Option<ChildUse>,
     /// What comes next, what of it the fault brings in itself, and what it keeps to.
     ahead: Option<(Ahead, VirtRange, VirtRange)>,
 }
@@ -93,16 +97,17 @@ impl FaultJob {
         }
         let prefetcher = self.device.prefetcher();
         let pages = place.range.page_aligned();
-        let policy = prefetcher.policy();
-        let ahead = prefetcher.observe(policy.prefetch, (self.event.qpn, self.event.kind), pages);
+        let (policy, ahead) = prefetcher.observe((self.event.qpn, self.event.kind), pages);
         let around = prefetch::around(&policy, pages, ahead);
         let reach = ahead.and_then(Ahead::hull).map_or(around, |ahead| ahead.hull(around));
         let bounds = work.target.together(pages, reach);
         let around = around.intersection(bounds).unwrap_or(pages);
-        let fault = RegionFault::new(&place.core, Arc::clone(&place.sequence), place.range, work.want);
+        let Place { core, sequence, range, held } = place;
+        let fault = RegionFault::new(core, sequence, range, work.want);
         let fault = fault.narrowing().with_neighbours(around);
         fault.prepare()?;
-        work.begun = Some(Begun { place, fault, ahead: ahead.map(|ahead| (ahead, around, bounds)) });
+        let ahead = ahead.map(|ahead| (ahead, around, bounds));
+        work.begun = Some(Begun { fault, range, _held: held, ahead });
         Ok(true)
     }
 
@@ -156,12 +161,12 @@ impl FaultJob {
         if let Some(work) = &mut self.work
             && let Some(begun) = work.begun.take()
         {
-            let core = &begun.place.core;
+            let core = begun.fault.core();
             core.answered.fetch_max(self.device.hca().faults().posted(), Ordering::AcqRel);
-            let wanted = core.whole(begun.place.range).page_count();
+            let wanted = core.whole(begun.range).page_count();
             add(&core.counters.pages_ahead, published.saturating_sub(wanted));
             let about = || {
-                let page = core.backing_at(begun.place.range).map(Backing::name);
+                let page = core.backing_at(begun.range).map(Backing::name);
                 Subject { page, ..subject(&self.event) }
             };
             if self.device.dma().points().meet_about(points::PAGES_IN, about).fails() {

@@ -70,10 +70,16 @@ struct Request {
     origin: Origin,
 }
 
+/// Who faults how, and what is done about it: one lock a fault.
+#[derive(Default)]
+struct Watch {
+    policy: FaultPolicy,
+    streams: Streams<(Qpn, FaultKind)>,
+}
+
 /// The queue of one device, and what it knows of its streams.
 pub(super) struct Prefetcher {
-    policy: Mutex<FaultPolicy>,
-    streams: Mutex<Streams<(Qpn, FaultKind)>>,
+    watch: Mutex<Watch>,
     queue: Mutex<VecDeque<Request>>,
     /// Rung for requests, and from inside invalidations for parts of implicit regions that have become empty.
     bell: Unparker,
@@ -90,8 +96,7 @@ impl Prefetcher {
     pub(super) fn new(policy: FaultPolicy) -> Self {
         let ear = Parker::new();
         Self {
-            policy: Mutex::new(policy),
-            streams: Mutex::default(),
+            watch: Mutex::new(Watch { policy, streams: Streams::default() }),
             queue: Mutex::default(),
             bell: ear.unparker().clone(),
             ear: Mutex::new(Some(ear)),
@@ -108,11 +113,11 @@ impl Prefetcher {
     }
 
     pub(super) fn policy(&self) -> FaultPolicy {
-        *self.policy.lock()
+        self.watch.lock().policy
     }
 
     pub(super) fn set_policy(&self, policy: FaultPolicy) {
-        *self.policy.lock() = policy;
+        self.watch.lock().policy = policy;
     }
 
     pub(super) fn stats(&self) -> PrefetchStats {
@@ -126,20 +131,17 @@ impl Prefetcher {
         }
     }
 
-    /// Takes note of a fault, whole pages, and says what comes next by `policy`.
-    pub(super) fn observe(
-        &self,
-        policy: PrefetchPolicy,
-        source: (Qpn, FaultKind),
-        fault: VirtRange,
-    ) -> Option<Ahead> {
-        if policy == PrefetchPolicy::Off {
-            return None;
+    /// Takes note of a fault, whole pages. Gives the policy, and what comes next by it.
+    pub(super) fn observe(&self, source: (Qpn, FaultKind), fault: VirtRange) -> (FaultPolicy, Option<Ahead>) {
+        let mut watch = self.watch.lock();
+        let policy = watch.policy;
+        let ahead = watch.streams.observe(policy.prefetch, source, fault);
+        drop(watch);
+        if let Some(ahead) = ahead {
+            add(&self.windows, 1);
+            add(&self.bytes_ahead, ahead.bytes());
         }
-        let ahead = self.streams.lock().observe(policy, source, fault)?;
-        add(&self.windows, 1);
-        add(&self.bytes_ahead, ahead.bytes());
-        Some(ahead)
+        (policy, ahead)
     }
 
     /// Puts a request behind the others. `false` if there is no room.

@@ -35,7 +35,7 @@ pub(super) struct Place {
     pub(super) sequence: Arc<Sequence>,
     pub(super) range: VirtRange,
     /// A child stays while it is used.
-    _held: Option<ChildUse>,
+    pub(super) held: Option<ChildUse>,
 }
 
 impl FaultTarget {
@@ -70,11 +70,11 @@ impl FaultTarget {
         Ok(Some(match &self.memory {
             Backed::Explicit(core, sequence) => {
                 let (core, sequence) = (Arc::clone(core), Arc::clone(sequence));
-                Place { core, sequence, range, _held: None }
+                Place { core, sequence, range, held: None }
             }
             Backed::Implicit(children) => {
                 let (core, sequence, range, held) = children.place(range)?;
-                Place { core, sequence, range, _held: Some(held) }
+                Place { core, sequence, range, held: Some(held) }
             }
         }))
     }

@@ -1,12 +1,16 @@
 //! Which pages of a range are present: PAGEMAP_SCAN, or /proc/self/pagemap where the kernel has none.
 
 use super::sys::{self, PageIs, Region};
-use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange, pages_for};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
 /// Runs of pages that one call can report.
-pub(super) const REGIONS: usize = 512;
+const REGIONS: usize = 512;
+/// Runs that the first call can report, no more than there are pages: before it looks, the kernel allocates what all of them
+/// take (fs/proc/task_mmu.c `pagemap_scan_init_bounce_buffer`), and for a page the room for 512 costs half as much again as
+/// the look.
+const FEW_REGIONS: usize = 64;
 /// Words read from the pagemap file at a time.
 const WORDS: usize = 512;
 
@@ -42,12 +46,17 @@ impl Scanner {
         mut each: impl FnMut(Present) -> bool,
     ) -> Result<(), Errno> {
         regions.resize(REGIONS, Region::default());
+        let pages = pages_for(range.len()) as usize;
+        let mut most = FEW_REGIONS.min(pages);
         let (mut at, end) = (range.start().0, range.end().0);
         while at < end {
             let (filled, next) = match self.scan {
-                true => sys::pagemap_scan(&self.pagemap, at, end, regions)?,
+                true => sys::pagemap_scan(&self.pagemap, at, end, &mut regions[..most])?,
                 false => self.read(at, end, regions)?,
             };
+            if filled == most {
+                most = REGIONS;
+            }
             for region in &regions[..filled] {
                 let range = VirtRange::new(VirtAddr(region.start), region.end - region.start);
                 let range = range.expect("the kernel reports user addresses");

@@ -30,6 +30,8 @@ const LOOK_FIRST: u64 = 256 << 10;
 /// Populated at least, then; four times as many with each round, so that the sixth has all of a batch.
 const MISSING: u64 = 16 << 10;
 const HUGE_SHIFT: u8 = 21;
+/// Walks at a time that find buffers; one more makes its own.
+const WALKS: usize = 4;
 
 /// Buffers that walks use again.
 #[derive(Default)]
@@ -53,7 +55,7 @@ struct Recent {
 pub(super) struct Walker {
     scanner: Scanner,
     mappings: Arc<Mappings>,
-    scratch: Mutex<Vec<Scratch>>,
+    scratch: [Mutex<Scratch>; WALKS],
 }
 
 /// What a walk reports to and asks, besides the kernel.
@@ -103,7 +105,7 @@ enum Want {
 
 impl Walker {
     pub(super) fn new(scanner: Scanner, mappings: Arc<Mappings>) -> Self {
-        Self { scanner, mappings, scratch: Mutex::new(Vec::new()) }
+        Self { scanner, mappings, scratch: Default::default() }
     }
 
     /// The present pages of `range`.
@@ -137,10 +139,10 @@ impl Walker {
     }
 
     fn with_scratch<T>(&self, work: impl FnOnce(&mut Scratch) -> T) -> T {
-        let mut scratch = self.scratch.lock().pop().unwrap_or_default();
-        let result = work(&mut scratch);
-        self.scratch.lock().push(scratch);
-        result
+        match self.scratch.iter().find_map(Mutex::try_lock) {
+            Some(mut scratch) => work(&mut scratch),
+            None => work(&mut Scratch::default()),
+        }
     }
 
     fn batch(
