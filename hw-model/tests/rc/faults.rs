@@ -1,10 +1,10 @@
 //! Page faults: who waits, who is told what, and what becomes of the request.
 
 use crate::world::{ALL, Pair, config, connect, pattern};
-use hw_model::addr::PAGE_SIZE;
+use hw_model::addr::{PAGE_SIZE, RegionAddr};
 use hw_model::hca::{
-    FaultAccess, FaultKind, FaultOutcome, FaultScheme, HcaConfig, PageFault, PathMtu, QpState, SendRequest,
-    Status, Step,
+    FaultAccess, FaultKind, FaultOutcome, FaultScheme, HcaConfig, Key, PageFault, PathMtu, QpState,
+    RecvRequest, SendRequest, Sge, Status, Step,
 };
 
 const SIZE: u64 = 40_000;
@@ -250,6 +250,31 @@ fn a_read_that_faults_before_a_refused_request_is_still_answered() {
     let ends: Vec<_> = pair.a.take().iter().map(|c| (c.id.0, c.status)).collect();
     assert_eq!(ends, [(1, Status::Success), (2, Status::RemoteAccessError)]);
     assert_eq!(pair.a.bytes(&local, 0, SIZE), pattern(6, SIZE));
+}
+
+/// Found by the simulation: a send whose receive could not take it was refused, and the refusal taken back when a read before it
+/// met a missing page. Asked for again it found no receive, which had ended with the refusal, and was told to come again for
+/// ever.
+#[test]
+fn a_send_that_was_refused_is_refused_when_a_read_before_it_has_had_its_page() {
+    let mut pair = Pair::new(small_packets());
+    let (local, remote) = (pair.a.region(SIZE), pair.b.region(SIZE));
+    remote.absent(5);
+    let sges = [local.sge(0, SIZE as u32)];
+    let read = SendRequest::read(1, &sges, remote.remote(0));
+    let nowhere = Sge { key: Key(0), address: RegionAddr(0), length: 1024 };
+    pair.qb.post_recv(&RecvRequest::new(3, &[nowhere])).expect("posted");
+    let sent = [local.sge(0, 1024)];
+    let send = SendRequest::send(2, &sent);
+    pair.qa.post_send_list(&[read, send]).expect("posted");
+    pair.run(|_, fault| {
+        remote.present(remote.page_of(fault), true);
+        FaultOutcome::Resolved
+    });
+    let ends: Vec<_> = pair.a.take().iter().map(|c| (c.id.0, c.status)).collect();
+    assert_eq!(ends, [(1, Status::Success), (2, Status::RemoteOperationError)]);
+    let ends: Vec<_> = pair.b.take().iter().map(|c| (c.id.0, c.status)).collect();
+    assert_eq!(ends, [(3, Status::LocalProtectionError)]);
 }
 
 /// A write is sent again after a timeout, and its page is gone by then; before software has said so, the acknowledgement

@@ -4,7 +4,7 @@
 //! page in, and what comes meanwhile is dropped. Or as rdma_rxe does: the queue pair keeps what comes and goes on when the
 //! page is there. An unreliable service cannot tell its peer anything: there the message is lost, or waits.
 
-use super::{Message, Responder};
+use super::{Message, Reply, Responder};
 use crate::hca::config::FaultPolicy;
 use crate::hca::fault::{FaultKind, FaultOutcome, FaultToken, FaultWait};
 use crate::hca::key::KeyViolation;
@@ -90,6 +90,9 @@ impl Responder {
         // The peer asks again for this one and all after it, a refused request too. Answers before it are sent first: the
         // peer takes no other, and asking again costs it one of its retries.
         self.drop_answers(psn, route);
+        if let Some(Reply::Refuse(code, refused)) = self.reply.filter(|_| self.closing) {
+            self.refused = Some((code, refused));
+        }
         self.closing = false;
         self.not_ready(psn);
         Next::Again

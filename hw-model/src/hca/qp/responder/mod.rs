@@ -71,6 +71,9 @@ pub(super) struct Responder {
     owed: Option<Psn>,
     /// A refusal that ends the connection is waiting to be sent.
     closing: bool,
+    /// A refusal that was taken back because a page was missing for an answer before it. It stands: the receive that the
+    /// request was to complete has ended with it.
+    refused: Option<(NakCode, Psn)>,
     /// The completion queue overran: the queue pair must go to the error state.
     overran: bool,
     rnr_timer: RnrTimer,
@@ -97,6 +100,7 @@ impl Responder {
             stall: None,
             owed: None,
             closing: false,
+            refused: None,
             overran: false,
             rnr_timer: attributes.min_rnr_timer,
             depth: attributes.dest_reads,
@@ -172,6 +176,12 @@ impl Responder {
         let packets = fetch.as_ref().map_or(1, |fetch| fetch.packets(route));
         if let Some(gate) = self.fault_gate(psn, packets, shared, context) {
             return gate;
+        }
+        if let Some((code, refused)) = self.refused
+            && refused == psn
+        {
+            self.refuse(code, psn);
+            return Next::Again;
         }
         let pd = match self.aim(packet, ahead == 0, shared, context) {
             Ok(pd) => pd,
