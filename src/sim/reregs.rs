@@ -41,6 +41,9 @@ impl World {
     pub(super) fn begin_rereg(&mut self) -> Result<(), Broken> {
         let Some(index) = self.choices.index(self.regions.len()) else { return Ok(()) };
         let old = self.regions[index].place;
+        if self.is_probed(self.regions[index].region.key()) {
+            return Ok(());
+        }
         let rights = self.choices.chance(500).then(|| self.some_rights());
         let moves = rights.is_none() || self.choices.chance(500);
         let new = if moves { self.some_place_for(index) } else { Some(old) };
@@ -59,6 +62,16 @@ impl World {
             Err(_) => self.counts.one("reregistrations that failed"),
         }
         Ok(())
+    }
+
+    /// Whether a region may become another under this key.
+    pub(super) fn is_changing(&self, key: Key) -> bool {
+        self.reregs.iter().any(|changing| changing.before.0 == key)
+    }
+
+    /// Whether a request is under way that must fail because of what this key leads to.
+    fn is_probed(&self, key: Key) -> bool {
+        self.requests.values().any(|request| !request.followed && request.keys.last() == Some(&key))
     }
 
     /// Memory that region `index` can have next.

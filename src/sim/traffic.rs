@@ -206,7 +206,10 @@ impl World {
         let [near, far] = self.ends(connection, end);
         let (local_needs, remote_needs) = needs(way);
         let Some(local) = self.some_region(near, local_needs) else { return Ok(()) };
-        let Some(region) = self.some_region(far, remote_needs) else { return Ok(()) };
+        // What is beyond the end of one that changes may be in it then.
+        let region = self.some_region(far, remote_needs);
+        let region = region.filter(|region| !self.is_changing(self.regions[*region].region.key()));
+        let Some(region) = region else { return Ok(()) };
         let wanted = self.some_length();
         let local = self.some_part(local, wanted);
         let len = local.piece.len as u64;
