@@ -41,6 +41,11 @@ impl Turns {
         often
     }
 
+    /// Asked by the receive thread while it reads: whether somebody has polled so often that it is to ask [`Turns::are_theirs`].
+    pub(super) fn may_be_theirs(&self) -> bool {
+        self.polls.load(Ordering::Relaxed) >= OFTEN
+    }
+
     /// Nobody polls for a while. Whether the receive thread is to be woken.
     pub(super) fn end(&self) -> bool {
         self.polls.store(0, Ordering::SeqCst);
@@ -57,10 +62,11 @@ mod tests {
         let turns = Turns::default();
         assert!(!turns.are_theirs(), "nobody has polled");
         (1..OFTEN).for_each(|_| turns.polled());
+        assert!(!turns.may_be_theirs());
         assert!(!turns.are_theirs(), "one who polls seldom would keep packets waiting");
         (0..OFTEN).for_each(|_| turns.polled());
-        assert!(turns.are_theirs());
-        assert!(!turns.are_theirs(), "nobody has polled since");
+        assert!(turns.may_be_theirs() && turns.are_theirs());
+        assert!(!turns.may_be_theirs() && !turns.are_theirs(), "nobody has polled since");
     }
 
     #[test]

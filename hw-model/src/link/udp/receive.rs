@@ -8,7 +8,6 @@ use super::sys::{RECEIVE_BYTES, ReceiveBuffers, Received};
 use crate::hca::Time;
 use crate::link::turns::TURN;
 use crate::sync::atomic::Ordering;
-use crate::sync::thread;
 use crate::wire::{
     Checked, Content, Flow, GlobalRoute, Identification, Malformed, Packet, check_icrc, gid_of, parse,
 };
@@ -24,7 +23,7 @@ const MESSAGES: usize = 8;
 
 /// How long it is looked for more after something has come, before going to sleep: what comes in a stream comes within that,
 /// and being woken costs its sender more than the looks cost us.
-const LOOKS: Duration = Duration::from_micros(50);
+const LOOKS: Duration = Duration::from_micros(30);
 
 /// Receives that are smaller are copied out of their buffers, which their packets would keep.
 const KEPT: usize = RECEIVE_BYTES / 4;
@@ -63,23 +62,35 @@ impl Reader {
 }
 
 pub(super) fn run(shared: &Shared) {
+    while !shared.stop.load(Ordering::Acquire) {
+        let theirs = shared.turns.are_theirs();
+        if !theirs {
+            read(shared);
+        }
+        shared.flush();
+        // Whoever polls by now reads from now on.
+        if theirs || !shared.turns.may_be_theirs() {
+            sleep(shared, theirs);
+        }
+    }
+}
+
+/// Reads as long as something comes, and somewhat longer.
+fn read(shared: &Shared) {
     let mut until = Instant::now();
     while !shared.stop.load(Ordering::Acquire) {
-        if shared.turns.are_theirs() {
-            shared.flush();
-            sleep(shared, true);
-            continue;
-        }
-        let most = shared.reader.lock().turn(shared);
+        let some = shared.reader.lock().turn(shared) > 0;
         shared.flush();
-        if most > 0 {
-            until = Instant::now() + LOOKS;
-        } else if Instant::now() < until {
-            // Others may need the processor to send something.
-            thread::yield_now();
-        } else {
-            sleep(shared, false);
+        let now = Instant::now();
+        if some {
+            until = now + LOOKS;
         }
+        // Not to be yielded meanwhile: where others have more to do than there are processors, it would be long before this
+        // thread runs again.
+        if now >= until || shared.turns.may_be_theirs() {
+            return;
+        }
+        std::hint::spin_loop();
     }
 }
 
