@@ -1,13 +1,13 @@
 //! Copies while other threads take the memory away: the process survives, and nothing is placed through a stale frame.
 
-use crate::mapped::{Mapped, Recorder, open, until};
+use crate::mapped::{Mapped, Recorder, fault, open, until};
 use hw_model::addr::{PAGE_SIZE, PhysAddr};
 use hw_model::bus::{AtomicOp, MemoryError};
 use hw_model::sync::Arc;
 use hw_model::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use odp::space::process::Options;
 use odp::space::{Access, AddressSpace, FaultError, Rung};
-use rustix::mm::{MprotectFlags, ProtFlags};
+use rustix::mm::{Advice, MprotectFlags, ProtFlags};
 use std::time::{Duration, Instant};
 
 const PAGES: u64 = 64;
@@ -140,4 +140,35 @@ fn memory_may_go_while_devices_copy() {
 #[test]
 fn memory_may_go_while_devices_copy_and_nobody_tells() {
     race(Options { strongest: Rung::Poll, ..Options::default() });
+}
+
+/// Found by traffic over memory that was mapped anew: mappings are asked for one by one, and where two had become one in
+/// between, pages were reported twice. A fault linked them twice, was refused by the IOMMU, and the request failed.
+#[test]
+fn pages_are_reported_once_while_their_mapping_is_cut_and_joined() {
+    const ROUNDS: usize = 20_000;
+    let space = open(Options::default());
+    let memory = Mapped::anonymous(PAGES);
+    let _watch = space.watch(memory.range()).expect("mapped");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ends = StopOnDrop(&stop);
+        let (cut, stop) = (&memory, &stop);
+        // Neither takes a page away, and no owner is told.
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                cut.advise(16, 8, Advice::LinuxDontDump).expect("our own memory");
+                cut.advise(16, 8, Advice::LinuxDoDump).expect("our own memory");
+            }
+        });
+        for _ in 0..ROUNDS {
+            let runs = match fault(&space, memory.range(), Access::Read) {
+                Err(FaultError::Busy { .. }) => continue,
+                outcome => outcome.expect("it is mapped throughout"),
+            };
+            let apart = runs.is_sorted_by(|one, next| one.range().end() <= next.range().start());
+            assert!(apart, "a page twice: {runs:?}");
+            assert_eq!(runs.iter().map(|run| run.pages).sum::<u64>(), PAGES);
+        }
+    });
 }

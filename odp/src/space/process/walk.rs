@@ -272,7 +272,10 @@ impl Walker {
             if mapping.range.start() > at {
                 break;
             }
-            let piece = mapping.range.intersection(range).expect("collected because it overlaps");
+            // Mappings are asked for one by one, and one that has become part of another meanwhile is met twice: what lies before
+            // has been reported.
+            let left = part(at, range.end());
+            let Some(piece) = mapping.range.intersection(left) else { continue };
             let mut report = Report {
                 around,
                 mapping,
