@@ -1,4 +1,4 @@
-//! The cases: each for RDMA write and read, each over pinned regions and over regions on demand.
+//! The cases, and those of one-sided operations: each for RDMA write and read, each over pinned regions and over regions on demand.
 
 use crate::rig::{End, Rig};
 use crate::world::{Error, LEN, Transfer, What, World, everything};
@@ -7,7 +7,7 @@ use hw_model::hca::{Access, Key};
 use mr::{Mode, RegisterOptions};
 use rustix::mm::MprotectFlags;
 
-type Run = Box<dyn Fn(&Rig) -> Result<String, Error> + Send + Sync>;
+pub type Run = Box<dyn Fn(&Rig) -> Result<String, Error> + Send + Sync>;
 
 pub struct Case {
     pub name: String,
@@ -46,7 +46,7 @@ fn with(
     world.runs(transfer, &world.source(transfer))
 }
 
-fn options(mode: Mode, access: Access) -> RegisterOptions {
+pub fn options(mode: Mode, access: Access) -> RegisterOptions {
     RegisterOptions { access, mode, ..RegisterOptions::on_demand() }
 }
 
@@ -290,8 +290,20 @@ const PINNED: [(&str, &str, &str); 5] = [
     ("a page that may not be touched", MOVED, MOVED),
 ];
 
-/// Every case, for every operation and mode.
+/// Every case.
 pub fn all() -> Vec<Case> {
+    let mut cases = one_sided();
+    cases.extend(crate::messages::all());
+    cases.extend(crate::atomics::all());
+    cases.extend(crate::events::all());
+    cases.extend(crate::shared::all());
+    cases.extend(crate::windows::all());
+    cases.extend(crate::statuses::all());
+    cases
+}
+
+/// For every operation and mode.
+fn one_sided() -> Vec<Case> {
     let mut cases = Vec::new();
     for (what, mode) in [
         (What::Write, Mode::Pinned),

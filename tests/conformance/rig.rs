@@ -4,7 +4,7 @@ use anypage::machine::{Machine, MachineConfig};
 use hw_model::hca::{Completion, SendRequest};
 use hw_model::sync::Arc;
 #[cfg(feature = "verbs")]
-use mr::device::verbs::{Capability, VerbsCq, VerbsDevice, VerbsPd, VerbsQp};
+use mr::device::verbs::{Capability, VerbsCq, VerbsDevice, VerbsPd, VerbsQp, VerbsQpOptions};
 use mr::{CompletionQueue, Device, Mode, ProtectionDomain, QueuePair, Region, RegisterOptions};
 use odp::space::process::{Options, ProcessSpace};
 use odp::space::{AddressSpace, Rung, UserRange};
@@ -24,7 +24,7 @@ pub enum Kind {
     Rxe,
 }
 
-enum Devices {
+pub enum Devices {
     Model(Machine),
     #[cfg(feature = "verbs")]
     Verbs(Arc<VerbsDevice>),
@@ -33,7 +33,7 @@ enum Devices {
 pub struct Rig {
     name: String,
     pub space: Arc<ProcessSpace>,
-    devices: Devices,
+    pub devices: Devices,
 }
 
 /// A protection domain of either.
@@ -128,7 +128,8 @@ impl Rig {
         })
     }
 
-    fn queue(&self, end: End, pd: &Pd) -> Result<Queue, Error> {
+    /// A queue pair, not connected, that 64 bytes can be sent inline through.
+    pub fn queue(&self, end: End, pd: &Pd) -> Result<Queue, Error> {
         Ok(match (&self.devices, pd) {
             (Devices::Model(machine), Pd::Model(pd)) => {
                 let device = if end == End::Responder { &machine.near } else { &machine.far };
@@ -138,7 +139,8 @@ impl Rig {
             #[cfg(feature = "verbs")]
             (Devices::Verbs(device), Pd::Verbs(pd)) => {
                 let cq = device.create_cq(64)?;
-                Queue::Verbs(pd.create_qp(&cq, 16)?, cq)
+                let options = VerbsQpOptions { inline: 64, ..VerbsQpOptions::new(&cq, 16) };
+                Queue::Verbs(pd.create_qp_with(options)?, cq)
             }
             #[cfg(feature = "verbs")]
             _ => return Err("a domain of the other device".into()),
@@ -198,13 +200,18 @@ impl Queue {
 
     /// The next completion.
     pub fn completion(&self) -> Result<Completion, Error> {
+        self.completion_within(PATIENCE)?.ok_or_else(|| "a posted request never ended".into())
+    }
+
+    /// The same, if one comes in that time.
+    pub fn completion_within(&self, patience: Duration) -> Result<Option<Completion>, Error> {
         let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        while start.elapsed() < patience {
             if let Some(found) = self.poll()? {
-                return Ok(found);
+                return Ok(Some(found));
             }
             std::thread::sleep(Duration::from_micros(50));
         }
-        Err("a posted request never ended".into())
+        Ok(None)
     }
 }

@@ -3,6 +3,7 @@
 use crate::bytes;
 use crate::remapped::Remapped;
 use crate::rig::{End, Pd, Queue, Rig};
+use crate::talk::Tries;
 use hw_model::addr::{PAGE_SIZE, RegionAddr};
 use hw_model::hca::{Access, Key, Operation, Remote, SendRequest, Sge, Status};
 use hw_model::sync::Arc;
@@ -75,7 +76,7 @@ pub struct World {
     pub local: Side,
     pub remote: Side,
     /// The other end, which answers as long as it is there.
-    _responder: Queue,
+    pub responder: Queue,
     pub requester: Queue,
 }
 
@@ -103,7 +104,33 @@ impl World {
         let remote = Side::new(rig, End::Responder, remote, 0x20)?;
         let local = Side::new(rig, End::Requester, local, 0x90)?;
         let (responder, requester) = rig.pair(&remote.pd, &local.pd)?;
-        Ok(Self { local, remote, _responder: responder, requester })
+        Ok(Self { local, remote, responder, requester })
+    }
+
+    /// With a connection on its own terms.
+    pub fn on(rig: &Rig, mode: Mode, tries: Tries) -> Result<Self, Error> {
+        let (remote, local) = Self::sides(rig, mode)?;
+        let responder = rig.queue(End::Responder, &remote.pd)?;
+        let requester = rig.queue(End::Requester, &local.pd)?;
+        Self::connected(rig, (remote, responder), (local, requester), tries)
+    }
+
+    /// Remote and local memory, with a region each that allows everything.
+    pub fn sides(rig: &Rig, mode: Mode) -> Result<(Side, Side), Error> {
+        let options = RegisterOptions { access: everything(), mode, ..RegisterOptions::on_demand() };
+        Ok((Side::new(rig, End::Responder, options, 0x20)?, Side::new(rig, End::Requester, options, 0x90)?))
+    }
+
+    /// Of queue pairs that were made elsewhere.
+    pub fn connected(
+        rig: &Rig,
+        (remote, responder): (Side, Queue),
+        (local, requester): (Side, Queue),
+        tries: Tries,
+    ) -> Result<Self, Error> {
+        rig.connect(End::Responder, &responder, &requester, tries)?;
+        rig.connect(End::Requester, &requester, &responder, tries)?;
+        Ok(Self { local, remote, responder, requester })
     }
 
     pub fn transfer(&self, what: What, offset: i64, len: u64) -> Transfer {

@@ -244,7 +244,7 @@ fn post_receive(queue: &Queue, local: &[Sge]) -> Result<(), Error> {
     match queue {
         Queue::Model(qp, _) => qp.post_recv(&RecvRequest::new(7, local))?,
         #[cfg(feature = "verbs")]
-        Queue::Verbs(qp, _) => qp.post_receive(7, local)?,
+        Queue::Verbs(qp, _) => qp.post_recv(&RecvRequest::new(7, local))?,
     }
     Ok(())
 }

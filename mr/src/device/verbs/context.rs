@@ -6,6 +6,7 @@
 
 use super::capabilities::{Capabilities, Capability, Operations};
 use super::error::VerbsError;
+use super::events::VerbsChannel;
 use super::extended;
 use super::pd::VerbsPd;
 use super::queue::VerbsCq;
@@ -226,7 +227,28 @@ impl VerbsDevice {
     /// # Errors
     /// What the device said.
     pub fn create_cq(self: &Arc<Self>, entries: u32) -> Result<Arc<VerbsCq>, VerbsError> {
-        VerbsCq::new(self, entries)
+        VerbsCq::new(self, entries, None, 0)
+    }
+
+    /// The same with events: they go to `channel`, and carry `cookie`.
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn create_cq_with(
+        self: &Arc<Self>,
+        entries: u32,
+        channel: &Arc<VerbsChannel>,
+        cookie: u64,
+    ) -> Result<Arc<VerbsCq>, VerbsError> {
+        VerbsCq::new(self, entries, Some(Arc::clone(channel)), cookie)
+    }
+
+    /// A new completion channel.
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn create_channel(self: &Arc<Self>) -> Result<Arc<VerbsChannel>, VerbsError> {
+        VerbsChannel::new(self)
     }
 
     /// Entry `index` of the address table of `port` (ibv_query_gid(3)).

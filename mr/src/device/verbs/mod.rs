@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! VerbsDevice -> VerbsPd -> VerbsRegion (a [`Region`](super::Region))
-//!             -> VerbsCq -> VerbsQp, VerbsWindow
+//!                     -> VerbsSrq, VerbsWindow
+//!             -> VerbsChannel -> VerbsCq -> VerbsQp
 //! ```
 //!
 //! Every object holds its parents by `Arc`. Requests, completions, rights and statuses are the words that the model uses, so
@@ -34,14 +35,17 @@
 mod capabilities;
 mod context;
 mod error;
+mod events;
 mod extended;
 mod handle;
 mod handover;
 pub mod limits;
 mod pd;
+mod post;
 mod queue;
 mod region;
 mod register;
+mod shared;
 mod translate;
 mod window;
 
@@ -51,8 +55,10 @@ mod tests;
 pub use capabilities::{Capabilities, Capability, Operations};
 pub use context::{VerbsDevice, devices};
 pub use error::VerbsError;
+pub use events::VerbsChannel;
 pub use handle::{Change, Outcome, VerbsHandle};
 pub use pd::VerbsPd;
-pub use queue::{VerbsCq, VerbsQp};
+pub use queue::{Terms, VerbsCq, VerbsQp, VerbsQpOptions};
 pub use region::VerbsRegion;
+pub use shared::VerbsSrq;
 pub use window::{Opening, VerbsWindow};

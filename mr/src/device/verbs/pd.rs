@@ -8,7 +8,8 @@ use super::capabilities::Capability;
 use super::context::{VerbsDevice, last_errno};
 use super::error::VerbsError;
 use super::extended;
-use super::queue::{VerbsCq, VerbsQp};
+use super::queue::{VerbsCq, VerbsQp, VerbsQpOptions};
+use super::shared::VerbsSrq;
 use super::window::VerbsWindow;
 use hw_model::addr::{PAGE_SIZE, RegionAddr};
 use hw_model::hca::{Access, WindowKind};
@@ -90,7 +91,23 @@ impl VerbsPd {
     /// # Errors
     /// What the device said.
     pub fn create_qp(self: &Arc<Self>, cq: &Arc<VerbsCq>, requests: u32) -> Result<Arc<VerbsQp>, VerbsError> {
-        VerbsQp::new(self, cq, requests)
+        VerbsQp::new(self, VerbsQpOptions::new(cq, requests))
+    }
+
+    /// The same with all that can be said of one.
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn create_qp_with(self: &Arc<Self>, options: VerbsQpOptions) -> Result<Arc<VerbsQp>, VerbsError> {
+        VerbsQp::new(self, options)
+    }
+
+    /// A shared receive queue: so many receives, of so many entries each (ibv_create_srq(3)).
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn create_srq(self: &Arc<Self>, requests: u32, sges: u32) -> Result<Arc<VerbsSrq>, VerbsError> {
+        VerbsSrq::new(self, requests, sges)
     }
 
     /// Tells the device what is going to be done with `len` bytes of the region behind `lkey`, from what the region calls

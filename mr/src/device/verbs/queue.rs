@@ -1,23 +1,23 @@
-//! Completion queues and reliable-connected queue pairs of a real device.
+//! Completion queues and reliable-connected queue pairs of a real device; what is posted to them is in post.rs.
 //!
 //! Unsafe island. Invariant: each pointer was given by libibverbs and is destroyed once, on drop, after what was made from
-//! it: queue pairs hold their queue and their domain. The memory that requests name is reached by keys alone; those of
-//! regions over memory that somebody owns or vouched for.
+//! it: queue pairs hold their queues and their domain.
 #![allow(unsafe_code)]
 
 use super::context::{VerbsDevice, last_errno};
 use super::error::VerbsError;
+use super::events::VerbsChannel;
 use super::extended;
 use super::pd::VerbsPd;
+use super::shared::VerbsSrq;
 use super::translate;
-use hw_model::hca::{Completion, Operation, QpAddress, SendRequest, Sge};
+use hw_model::hca::{Access, Attached, Completion, Cqn, Notify, QpAddress, QpState};
 use hw_model::sync::Arc;
-use hw_model::wire::{Gid, Psn, Qpn};
+use hw_model::wire::{Gid, Immediate, Key, Psn, Qpn};
 use rdma_sys::{
-    atomic_t, ibv_cq, ibv_create_cq, ibv_create_qp, ibv_destroy_cq, ibv_destroy_qp, ibv_modify_qp,
-    ibv_poll_cq, ibv_post_recv, ibv_post_send, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr,
-    ibv_qp_state, ibv_qp_type, ibv_recv_wr, ibv_send_flags, ibv_send_wr, ibv_sge, ibv_wc, ibv_wr_opcode,
-    rdma_t, wr_t,
+    ibv_cq, ibv_create_cq, ibv_create_qp, ibv_destroy_cq, ibv_destroy_qp, ibv_modify_qp, ibv_poll_cq, ibv_qp,
+    ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_query_qp,
+    ibv_req_notify_cq, ibv_resize_cq, ibv_wc,
 };
 use rustix::io::Errno;
 use std::mem::zeroed;
@@ -26,6 +26,8 @@ use std::ptr::{self, NonNull};
 /// A completion queue.
 pub struct VerbsCq {
     cq: NonNull<ibv_cq>,
+    /// Where its events go.
+    channel: Option<Arc<VerbsChannel>>,
     device: Arc<VerbsDevice>,
 }
 
@@ -35,12 +37,63 @@ unsafe impl Send for VerbsCq {}
 unsafe impl Sync for VerbsCq {}
 
 impl VerbsCq {
-    pub(super) fn new(device: &Arc<VerbsDevice>, entries: u32) -> Result<Arc<Self>, VerbsError> {
+    pub(super) fn new(
+        device: &Arc<VerbsDevice>,
+        entries: u32,
+        channel: Option<Arc<VerbsChannel>>,
+        cookie: u64,
+    ) -> Result<Arc<Self>, VerbsError> {
         let entries = i32::try_from(entries).unwrap_or(i32::MAX);
-        // SAFETY: an open context; no channel and no pointer of the program's.
-        let cq = unsafe { ibv_create_cq(device.context(), entries, ptr::null_mut(), ptr::null_mut(), 0) };
+        if channel.as_ref().is_some_and(|channel| !Arc::ptr_eq(channel.device(), device)) {
+            return Err(VerbsError::Foreign { device: device.name().to_owned() });
+        }
+        let events = channel.as_ref().map_or(ptr::null_mut(), |channel| channel.as_ptr());
+        let cookie = ptr::without_provenance_mut(cookie as usize);
+        // SAFETY: an open context, and a channel of it or none; the cookie is given back and never followed.
+        let cq = unsafe { ibv_create_cq(device.context(), entries, cookie, events, 0) };
         let cq = NonNull::new(cq).ok_or_else(|| device.refused("ibv_create_cq", last_errno()))?;
-        Ok(Arc::new(Self { cq, device: Arc::clone(device) }))
+        Ok(Arc::new(Self { cq, channel, device: Arc::clone(device) }))
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut ibv_cq {
+        self.cq.as_ptr()
+    }
+
+    /// Where its events go, if it has any.
+    #[must_use]
+    pub fn channel(&self) -> Option<&Arc<VerbsChannel>> {
+        self.channel.as_ref()
+    }
+
+    /// The number that its events name it by: what the kernel calls it in this context.
+    #[must_use]
+    pub fn number(&self) -> Cqn {
+        // SAFETY: a live queue.
+        Cqn(unsafe { (*self.cq.as_ptr()).handle })
+    }
+
+    /// Arms it: the next completion that `notify` speaks of is an event of its channel (ibv_req_notify_cq(3)).
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn arm(&self, notify: Notify) -> Result<(), VerbsError> {
+        // SAFETY: a live queue.
+        match unsafe { ibv_req_notify_cq(self.cq.as_ptr(), (notify == Notify::Solicited).into()) } {
+            0 => Ok(()),
+            code => Err(self.device.refused("ibv_req_notify_cq", extended::errno(code))),
+        }
+    }
+
+    /// Changes how many completions it can hold, and keeps those that it holds (ibv_resize_cq(3)).
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn resize(&self, entries: u32) -> Result<(), VerbsError> {
+        // SAFETY: a live queue.
+        match unsafe { ibv_resize_cq(self.cq.as_ptr(), i32::try_from(entries).unwrap_or(i32::MAX)) } {
+            0 => Ok(()),
+            code => Err(self.device.refused("ibv_resize_cq", extended::errno(code))),
+        }
     }
 
     /// Moves up to `max` completions to the end of `out`; gives how many.
@@ -58,7 +111,7 @@ impl VerbsCq {
             let Ok(count) = usize::try_from(count) else {
                 return Err(self.device.refused("ibv_poll_cq", Errno::IO));
             };
-            out.extend(found[..count].iter().map(translate::completion));
+            out.extend(found[..count].iter().map(|found| translate::completion(found, attached(found))));
             moved += count;
             if count < most {
                 break;
@@ -75,10 +128,75 @@ impl Drop for VerbsCq {
     }
 }
 
+/// What a receive carried beside its bytes.
+fn attached(found: &ibv_wc) -> Attached {
+    /// `IBV_WC_WITH_IMM` and `IBV_WC_WITH_INV`.
+    const IMMEDIATE: u32 = 1 << 1;
+    const INVALIDATED: u32 = 1 << 3;
+    let carried = &found.imm_data_invalidated_rkey_union;
+    // SAFETY: a number of 32 bits, whatever was written.
+    let data = unsafe { carried.imm_data };
+    // SAFETY: the same.
+    let key = unsafe { carried.invalidated_rkey };
+    match found.wc_flags {
+        flags if flags & IMMEDIATE != 0 => Attached::Immediate(Immediate(u32::from_be(data))),
+        flags if flags & INVALIDATED != 0 => Attached::Invalidated(Key(key)),
+        _ => Attached::Nothing,
+    }
+}
+
+/// What a queue pair is made with (ibv_create_qp(3)).
+#[derive(Clone)]
+pub struct VerbsQpOptions {
+    /// Where its send requests complete.
+    pub send_cq: Arc<VerbsCq>,
+    /// Where its receives complete.
+    pub recv_cq: Arc<VerbsCq>,
+    /// Where its receives come from, if not from a queue of its own.
+    pub srq: Option<Arc<VerbsSrq>>,
+    /// Requests that can be outstanding either way.
+    pub requests: u32,
+    /// Scatter-gather entries that a request can have.
+    pub sges: u32,
+    /// Bytes that a send request can carry inline.
+    pub inline: u32,
+}
+
+impl VerbsQpOptions {
+    /// Completing to `cq`, `requests` of 4 entries either way, nothing inline.
+    #[must_use]
+    pub fn new(cq: &Arc<VerbsCq>, requests: u32) -> Self {
+        let (send_cq, recv_cq) = (Arc::clone(cq), Arc::clone(cq));
+        Self { send_cq, recv_cq, srq: None, requests, sges: 4, inline: 0 }
+    }
+}
+
+/// What a connection is set to beside its peer (ibv_modify_qp(3)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// What the peer may do.
+    pub access: Access,
+    /// How long an acknowledgement is waited for, as the specification codes it: 4.096 us times 2 to this. 0 is for ever.
+    pub timeout: u8,
+    /// How often it is asked again without an answer, 0 to 7.
+    pub retries: u8,
+    /// How often it is asked again when the peer was not ready, 0 to 6; 7 is for ever.
+    pub rnr_retries: u8,
+}
+
+impl Default for Terms {
+    /// A peer that may do everything, asked as long as there is: half a second each time, as an emulated machine may be slow
+    /// but must not give up.
+    fn default() -> Self {
+        let access = Access::LOCAL_WRITE | Access::REMOTE_WRITE | Access::REMOTE_READ | Access::REMOTE_ATOMIC;
+        Self { access, timeout: 17, retries: 7, rnr_retries: 7 }
+    }
+}
+
 /// A reliable-connected queue pair.
 pub struct VerbsQp {
     qp: NonNull<ibv_qp>,
-    _cq: Arc<VerbsCq>,
+    _queues: (Arc<VerbsCq>, Arc<VerbsCq>, Option<Arc<VerbsSrq>>),
     pd: Arc<VerbsPd>,
     gid: Gid,
     gid_index: u8,
@@ -93,25 +211,32 @@ unsafe impl Sync for VerbsQp {}
 const PORT: u8 = 1;
 
 impl VerbsQp {
-    pub(super) fn new(pd: &Arc<VerbsPd>, cq: &Arc<VerbsCq>, requests: u32) -> Result<Arc<Self>, VerbsError> {
+    pub(super) fn new(pd: &Arc<VerbsPd>, options: VerbsQpOptions) -> Result<Arc<Self>, VerbsError> {
         let device = pd.device();
-        if !Arc::ptr_eq(device, &cq.device) {
+        let VerbsQpOptions { send_cq, recv_cq, srq, requests, sges, inline } = options;
+        let foreign = |other: &Arc<VerbsDevice>| !Arc::ptr_eq(device, other);
+        if [&send_cq, &recv_cq].into_iter().any(|cq| foreign(&cq.device))
+            || srq.as_ref().is_some_and(|srq| foreign(srq.pd().device()))
+        {
             return Err(VerbsError::Foreign { device: device.name().to_owned() });
         }
         let (gid, gid_index) = address_of(device)?;
         // SAFETY: all zeroes is a value of this C struct.
         let mut attributes: ibv_qp_init_attr = unsafe { zeroed() };
-        attributes.send_cq = cq.cq.as_ptr();
-        attributes.recv_cq = cq.cq.as_ptr();
+        attributes.send_cq = send_cq.as_ptr();
+        attributes.recv_cq = recv_cq.as_ptr();
+        attributes.srq = srq.as_ref().map_or(ptr::null_mut(), |srq| srq.as_ptr());
         attributes.qp_type = ibv_qp_type::IBV_QPT_RC;
         attributes.cap.max_send_wr = requests;
-        attributes.cap.max_recv_wr = requests;
-        attributes.cap.max_send_sge = 4;
-        attributes.cap.max_recv_sge = 4;
-        // SAFETY: a live domain and queue of one device.
+        attributes.cap.max_recv_wr = if srq.is_some() { 0 } else { requests };
+        attributes.cap.max_send_sge = sges;
+        attributes.cap.max_recv_sge = if srq.is_some() { 0 } else { sges };
+        attributes.cap.max_inline_data = inline;
+        // SAFETY: a live domain, and live queues of the same device.
         let qp = NonNull::new(unsafe { ibv_create_qp(pd.as_ptr(), &raw mut attributes) });
         let qp = qp.ok_or_else(|| device.refused("ibv_create_qp", last_errno()))?;
-        Ok(Arc::new(Self { qp, _cq: Arc::clone(cq), pd: Arc::clone(pd), gid, gid_index }))
+        let _queues = (send_cq, recv_cq, srq);
+        Ok(Arc::new(Self { qp, _queues, pd: Arc::clone(pd), gid, gid_index }))
     }
 
     /// How a peer addresses it.
@@ -127,13 +252,20 @@ impl VerbsQp {
     /// # Errors
     /// What the device said.
     pub fn connect(&self, peer: QpAddress) -> Result<(), VerbsError> {
+        self.connect_with(peer, Terms::default())
+    }
+
+    /// The same on other terms.
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn connect_with(&self, peer: QpAddress, terms: Terms) -> Result<(), VerbsError> {
         use ibv_qp_attr_mask as Mask;
         // SAFETY: all zeroes is a value of this C struct.
         let mut to: ibv_qp_attr = unsafe { zeroed() };
         to.qp_state = ibv_qp_state::IBV_QPS_INIT;
         to.port_num = PORT;
-        // Local writing, remote writing, reading and atomics.
-        to.qp_access_flags = 0xf;
+        to.qp_access_flags = super::pd::translated(terms.access) as u32;
         let init = Mask::IBV_QP_PKEY_INDEX | Mask::IBV_QP_PORT | Mask::IBV_QP_ACCESS_FLAGS;
         self.modify(&mut to, init)?;
 
@@ -157,10 +289,9 @@ impl VerbsQp {
         self.modify(&mut to, receive)?;
 
         to.qp_state = ibv_qp_state::IBV_QPS_RTS;
-        // 4.096 us times 2^17, half a second: an emulated machine may be slow but must not give up.
-        to.timeout = 17;
-        to.retry_cnt = 7;
-        to.rnr_retry = 7;
+        to.timeout = terms.timeout;
+        to.retry_cnt = terms.retries;
+        to.rnr_retry = terms.rnr_retries;
         to.max_rd_atomic = 1;
         let send = Mask::IBV_QP_TIMEOUT
             | Mask::IBV_QP_RETRY_CNT
@@ -170,69 +301,40 @@ impl VerbsQp {
         self.modify(&mut to, send)
     }
 
+    /// Puts it in the error state: what was posted and what will be is flushed (10.3.1).
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn fail(&self) -> Result<(), VerbsError> {
+        // SAFETY: all zeroes is a value of this C struct.
+        let mut to: ibv_qp_attr = unsafe { zeroed() };
+        to.qp_state = ibv_qp_state::IBV_QPS_ERR;
+        self.modify(&mut to, ibv_qp_attr_mask::IBV_QP_STATE)
+    }
+
+    /// Its state (ibv_query_qp(3)).
+    ///
+    /// # Errors
+    /// What the device said.
+    pub fn state(&self) -> Result<QpState, VerbsError> {
+        // SAFETY: all zeroes is a value of this C struct.
+        let mut said: ibv_qp_attr = unsafe { zeroed() };
+        // SAFETY: the same.
+        let mut made: ibv_qp_init_attr = unsafe { zeroed() };
+        let mask = ibv_qp_attr_mask::IBV_QP_STATE.0 as i32;
+        // SAFETY: a live queue pair, and room for what it says.
+        match unsafe { ibv_query_qp(self.qp.as_ptr(), &raw mut said, mask, &raw mut made) } {
+            0 => Ok(translate::state(said.qp_state)),
+            code => Err(self.refused("ibv_query_qp", code)),
+        }
+    }
+
     fn modify(&self, to: &mut ibv_qp_attr, mask: ibv_qp_attr_mask) -> Result<(), VerbsError> {
         let mask = (mask | ibv_qp_attr_mask::IBV_QP_STATE).0 as i32;
         // SAFETY: a live queue pair, and attributes for the length of the call.
         match unsafe { ibv_modify_qp(self.qp.as_ptr(), to, mask) } {
             0 => Ok(()),
             code => Err(self.refused("ibv_modify_qp", code)),
-        }
-    }
-
-    /// Posts a send request.
-    ///
-    /// # Errors
-    /// [`VerbsError::NotPosted`] for what this backend has no words for, and what the device said.
-    pub fn post_send(&self, request: &SendRequest<'_>) -> Result<(), VerbsError> {
-        let device = || self.pd.device().name().to_owned();
-        let operation =
-            |remote: hw_model::hca::Remote| rdma_t { remote_addr: remote.address.0, rkey: remote.key.0 };
-        let atomic = |remote: hw_model::hca::Remote, compare_add, swap| {
-            let (remote_addr, rkey) = (remote.address.0, remote.key.0);
-            wr_t { atomic: atomic_t { remote_addr, compare_add, swap, rkey } }
-        };
-        let nothing = wr_t { rdma: rdma_t { remote_addr: 0, rkey: 0 } };
-        let (opcode, to) = match request.operation {
-            Operation::Send => (ibv_wr_opcode::IBV_WR_SEND, nothing),
-            Operation::Write(remote) => (ibv_wr_opcode::IBV_WR_RDMA_WRITE, wr_t { rdma: operation(remote) }),
-            Operation::Read(remote) => (ibv_wr_opcode::IBV_WR_RDMA_READ, wr_t { rdma: operation(remote) }),
-            Operation::CompareSwap { remote, compare, swap } => {
-                (ibv_wr_opcode::IBV_WR_ATOMIC_CMP_AND_SWP, atomic(remote, compare, swap))
-            }
-            Operation::FetchAdd { remote, add } => {
-                (ibv_wr_opcode::IBV_WR_ATOMIC_FETCH_AND_ADD, atomic(remote, add, 0))
-            }
-            _ => return Err(VerbsError::NotPosted { device: device(), what: "such an operation" }),
-        };
-        if !request.inline.is_empty() {
-            return Err(VerbsError::NotPosted { device: device(), what: "inline data" });
-        }
-        let mut pieces = pieces(request.local);
-        // SAFETY: all zeroes is a value of this C struct.
-        let mut work: ibv_send_wr = unsafe { zeroed() };
-        work.wr_id = request.id.0;
-        work.sg_list = pieces.as_mut_ptr();
-        work.num_sge = pieces.len() as i32;
-        work.opcode = opcode;
-        work.wr = to;
-        let flag = |set, flag: ibv_send_flags| if set { flag.0 } else { 0 };
-        work.send_flags = flag(request.signaled, ibv_send_flags::IBV_SEND_SIGNALED)
-            | flag(request.fence, ibv_send_flags::IBV_SEND_FENCE)
-            | flag(request.solicited, ibv_send_flags::IBV_SEND_SOLICITED);
-        // SAFETY: the pieces are there as long as the call, and name memory by keys.
-        unsafe { self.post(&mut work) }
-    }
-
-    /// Posts one request.
-    ///
-    /// # Safety
-    /// What the request points to is there until this returns.
-    pub(super) unsafe fn post(&self, work: &mut ibv_send_wr) -> Result<(), VerbsError> {
-        let mut bad = ptr::null_mut();
-        // SAFETY: a live queue pair; the request and its pieces are read before the call returns.
-        match unsafe { ibv_post_send(self.qp.as_ptr(), work, &raw mut bad) } {
-            0 => Ok(()),
-            code => Err(self.refused("ibv_post_send", code)),
         }
     }
 
@@ -246,29 +348,9 @@ impl VerbsQp {
         &self.pd
     }
 
-    /// Posts a receive into `local`.
-    ///
-    /// # Errors
-    /// What the device said.
-    pub fn post_receive(&self, id: u64, local: &[Sge]) -> Result<(), VerbsError> {
-        let mut pieces = pieces(local);
-        let (sg_list, num_sge) = (pieces.as_mut_ptr(), pieces.len() as i32);
-        let mut work = ibv_recv_wr { wr_id: id, next: ptr::null_mut(), sg_list, num_sge };
-        let mut bad = ptr::null_mut();
-        // SAFETY: as in `post_send`.
-        match unsafe { ibv_post_recv(self.qp.as_ptr(), &raw mut work, &raw mut bad) } {
-            0 => Ok(()),
-            code => Err(self.refused("ibv_post_recv", code)),
-        }
-    }
-
-    fn refused(&self, call: &'static str, code: i32) -> VerbsError {
+    pub(super) fn refused(&self, call: &'static str, code: i32) -> VerbsError {
         self.pd.device().refused(call, extended::errno(code))
     }
-}
-
-fn pieces(local: &[Sge]) -> Vec<ibv_sge> {
-    local.iter().map(|sge| ibv_sge { addr: sge.address.0, length: sge.length, lkey: sge.key.0 }).collect()
 }
 
 /// The port's address to connect from: the last that an IPv4 address is mapped into (RoCEv2), or else the first.

@@ -1,8 +1,8 @@
 //! What a device completes with, in the words of the model.
 
-use hw_model::hca::{Completion, OperationCode, RequestId, Status};
+use hw_model::hca::{Attached, Completion, OperationCode, QpState, RequestId, Status};
 use hw_model::wire::Qpn;
-use rdma_sys::{ibv_wc, ibv_wc_opcode as Opcode, ibv_wc_status as Code};
+use rdma_sys::{ibv_qp_state as State, ibv_wc, ibv_wc_opcode as Opcode, ibv_wc_status as Code};
 
 /// A status (IBTA volume 1, 11.6.2; `enum ibv_wc_status`). Those that the model has no word for are faults of the device.
 pub(super) fn status(code: Code::Type) -> Status {
@@ -34,13 +34,29 @@ fn operation(opcode: Opcode::Type) -> OperationCode {
         Opcode::IBV_WC_BIND_MW => OperationCode::Bind,
         Opcode::IBV_WC_LOCAL_INV => OperationCode::Invalidate,
         Opcode::IBV_WC_RECV => OperationCode::Receive,
+        Opcode::IBV_WC_RECV_RDMA_WITH_IMM => OperationCode::ReceiveWrite,
         _ => OperationCode::Send,
     }
 }
 
 /// A completion. The bytes of one that is not a receive, a read or an atomic are what the device happened to leave there.
-pub(super) fn completion(found: &ibv_wc) -> Completion {
+pub(super) fn completion(found: &ibv_wc, attached: Attached) -> Completion {
     let what = operation(found.opcode);
     let (id, qpn) = (RequestId(found.wr_id), Qpn(found.qp_num));
-    Completion::new(id, status(found.status), what, qpn, found.byte_len)
+    let mut said = Completion::new(id, status(found.status), what, qpn, found.byte_len);
+    said.attached = attached;
+    said
+}
+
+/// A state of a queue pair (10.3.1; `enum ibv_qp_state`). What the model has no word for is a fault of the device.
+pub(super) fn state(code: State::Type) -> QpState {
+    match code {
+        State::IBV_QPS_RESET => QpState::Reset,
+        State::IBV_QPS_INIT => QpState::Init,
+        State::IBV_QPS_RTR => QpState::ReadyToReceive,
+        State::IBV_QPS_RTS => QpState::ReadyToSend,
+        State::IBV_QPS_SQD => QpState::SendQueueDrain,
+        State::IBV_QPS_SQE => QpState::SendQueueError,
+        _ => QpState::Error,
+    }
 }
