@@ -20,6 +20,7 @@ const ISLANDS: &[&str] = &[
     "hw-model/src/bus/barrier.rs",
     "hw-model/src/link/shm/ring.rs",
     "hw-model/src/link/udp/sys.rs",
+    "hw-model/src/prefetch.rs",
     "mr/src/cache/unkept.rs",
     "mr/src/device/verbs/context.rs",
     "mr/src/device/verbs/events.rs",

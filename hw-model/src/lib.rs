@@ -12,5 +12,6 @@ pub mod iommu;
 pub mod link;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
+mod prefetch;
 pub mod sync;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! Memory to memory in one copy, from where one device reaches it to where another does.
 //!
-//! Pieces are handed over page by page, as page lists name them. What goes on at both ends is kept together and copied in
-//! one piece: pages of one mapping of a process, of one large leaf. For RAM of one memory nothing lies between; a BAR, a
+//! Pieces are handed over as page lists name them. What goes on at both ends is kept together and copied in one piece: pages
+//! of one mapping of a process, of one large leaf, which is translated once. For RAM of one memory nothing lies between; a BAR, a
 //! bounce slot or another memory costs a buffer on the stack.
 
 use super::memory::{CopyEnd, CopyError, MemoryError};
@@ -36,19 +36,33 @@ impl<'a> DmaCopy<'a> {
         Self { source, target, one_memory, run: None, done: 0 }
     }
 
-    /// Goes on with `len` bytes that lie in one 4 KiB page at both ends.
+    /// Goes on with `len` bytes.
     ///
     /// # Errors
     /// See [`CopyError`]; what came before may have been copied or not.
     #[inline]
     pub fn add(&mut self, from: DmaAddr, to: DmaAddr, len: usize) -> Result<(), CopyError<DmaError>> {
-        if self.source.crosses(from, len) || self.target.crosses(to, len) {
-            return self.add_in_parts(from, to, len);
+        let mut added = 0;
+        while added < len {
+            let (from, to) = (from.offset(added as u64), to.offset(added as u64));
+            added += self.add_stretch(from, to, len - added)?;
         }
+        Ok(())
+    }
+
+    /// Goes on with as many bytes as are translated at once at both ends. Gives how many.
+    #[inline]
+    fn add_stretch(
+        &mut self,
+        from: DmaAddr,
+        to: DmaAddr,
+        len: usize,
+    ) -> Result<usize, CopyError<DmaError>> {
         let at = self.done + self.run.map_or(0, |run| run.len as u64);
         let fail = |end| move |error| CopyError { end, done: at, error };
-        let source = self.source.target(from, DmaAccess::Read).map_err(fail(CopyEnd::Source))?;
-        let target = self.target.target(to, DmaAccess::Write).map_err(fail(CopyEnd::Target))?;
+        let (source, len) =
+            self.source.stretch(from, len, DmaAccess::Read).map_err(fail(CopyEnd::Source))?;
+        let (target, len) = self.target.stretch(to, len, DmaAccess::Write).map_err(fail(CopyEnd::Target))?;
         match (&source, &target) {
             (Target::Memory(from), Target::Memory(to)) if self.one_memory => {
                 let goes_on = |run: &Run| {
@@ -61,26 +75,15 @@ impl<'a> DmaCopy<'a> {
                         self.run = Some(Run { from: *from, to: *to, len });
                     }
                 }
-                Ok(())
+                Ok(len)
             }
-            _ => self.add_through_buffer(&source, &target, len),
+            _ => {
+                let left = |at: DmaAddr| (PAGE_SIZE - at.page_offset()) as usize;
+                let len = len.min(left(from)).min(left(to));
+                self.add_through_buffer(&source, &target, len)?;
+                Ok(len)
+            }
         }
-    }
-
-    /// IO pages smaller than those of the host.
-    #[cold]
-    fn add_in_parts(&mut self, from: DmaAddr, to: DmaAddr, len: usize) -> Result<(), CopyError<DmaError>> {
-        let mut done = 0;
-        while done < len {
-            let (from, to) = (from.offset(done as u64), to.offset(done as u64));
-            let left =
-                |port: &DmaPort, at, now| if port.crosses(at, now) { port.left_in_page(at) } else { now };
-            let now = left(self.source, from, len - done);
-            let now = left(self.target, to, now);
-            self.add(from, to, now)?;
-            done += now;
-        }
-        Ok(())
     }
 
     #[cold]

@@ -286,6 +286,11 @@ impl Bus {
         (self.bus_address(self.config.mmio_base), self.config.mmio_size)
     }
 
+    /// Whether the MMIO window is longer than `len` bytes.
+    pub(super) fn mmio_is_longer_than(&self, len: usize) -> bool {
+        self.config.mmio_size > len as u64
+    }
+
     #[inline]
     pub(super) fn is_mmio(&self, phys: PhysAddr) -> bool {
         phys.0.wrapping_sub(self.config.mmio_base.0) < self.config.mmio_size

@@ -234,6 +234,43 @@ impl DmaPort {
         Ok(Target::Memory(phys))
     }
 
+    /// Where a burst goes, and how many of its `len` bytes go there: RAM as far as one translation leads, anything else to the
+    /// end of its page.
+    #[inline]
+    pub(super) fn stretch(
+        &self,
+        at: DmaAddr,
+        len: usize,
+        access: DmaAccess,
+    ) -> Result<(Target<'_>, usize), DmaError> {
+        let master = &*self.0;
+        let last = |len: usize| (len as u64).saturating_sub(1);
+        let end = at.0.wrapping_add(last(len));
+        // Both ends outside of the window, and the burst shorter than it: all of it is outside.
+        let outside = |first: bool, last: bool| !first && !last && master.bus.mmio_is_longer_than(len);
+        let plain = master.bounce.is_none() && master.private.is_none();
+        let reached = end >= at.0 && (at.0 | end) & master.unreachable == 0;
+        let bus = |at: u64| master.bus.mmio_from_bus(DmaAddr(at)).is_some();
+        if plain && reached && outside(bus(at.0), bus(end)) {
+            let (phys, left) = match &master.translation {
+                Translation::Domain(domain) => {
+                    let iova = at.to_iova();
+                    let fault = |reason| DmaError::Iommu { iova, reason };
+                    domain.translate_stretch(master.device, iova, access).map_err(fault)?
+                }
+                Translation::None | Translation::Bypass => (at.to_phys_identity(), u64::MAX),
+            };
+            let len = left.min(len as u64) as usize;
+            let end = phys.offset(last(len));
+            if outside(master.bus.is_mmio(phys), master.bus.is_mmio(end)) {
+                return Ok((Target::Memory(phys), len));
+            }
+        }
+        let in_page = (PAGE_SIZE - at.page_offset()) as usize;
+        let in_io_page = if self.crosses(at, len) { self.left_in_page(at) } else { len };
+        Ok((self.target(at, access)?, len.min(in_page).min(in_io_page)))
+    }
+
     /// RAM of a host that has a bounce pool or private pages.
     fn guarded(&self, phys: PhysAddr) -> Result<Target<'_>, DmaError> {
         if let Some(pool) = &self.0.bounce {

@@ -219,12 +219,13 @@ impl<'a> Cache<'a> {
         }
     }
 
-    /// Entry `index` of the list of `key`, for writing or for reading; an empty one past the end.
+    /// Entry `index` of the list of `key`, for writing or for reading, with the number of pages whose addresses go on from
+    /// there, as far as that is known; an empty one past the end.
     #[inline]
-    pub(super) fn load(&mut self, key: Key, list: &PageList, index: u64, write: bool) -> Entry {
+    pub(super) fn load(&mut self, key: Key, list: &PageList, index: u64, write: bool) -> (Entry, u64) {
         match &mut self.0 {
-            None => list.load(index).unwrap_or_default(),
-            Some((cache, counters)) => cache.load((key, list), index, write, counters),
+            None => list.load_run(index).unwrap_or((Entry::EMPTY, 1)),
+            Some((cache, counters)) => (cache.load((key, list), index, write, counters), 1),
         }
     }
 }

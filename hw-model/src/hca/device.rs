@@ -132,6 +132,9 @@ impl Ingress for Inbox {
     fn takes_lots(&self) -> bool {
         true
     }
+    fn whereabouts(&self, qpn: Qpn) -> Option<[usize; 2]> {
+        self.hca.upgrade()?.engine(qpn).try_lock()?.whereabouts(qpn)
+    }
     fn takes_loans(&self, terms: &LoanTerms<'_>) -> bool {
         Arc::ptr_eq(&self.epoch, terms.epoch) && self.whole_bursts == terms.whole_bursts
     }

@@ -4,6 +4,7 @@
 //! invalidation waits for the burst, the thread that unmaps memory waits for the invalidation, and that thread may hold
 //! any lock of the process, the allocator's too. Buffers are taken before, packets sent and completions written after.
 
+use super::ahead;
 use super::cache::{Cache, TranslationCache};
 use super::config::HcaConfig;
 use super::device::Device;
@@ -220,6 +221,7 @@ impl Engine {
 
     /// Gives the oldest packet that has arrived to its queue pair. `None`: there was none.
     fn take_in(&mut self) -> Option<Burst> {
+        ahead::step(&self.desk.device.keys, &self.qps, &self.arrived);
         let packet = self.arrived.front_mut()?;
         let core = self.qps.get_mut(&packet.destination_qp);
         let burst = match core {
@@ -250,6 +252,7 @@ impl Engine {
         mailbox.collect(mail);
         if arrived.is_empty() {
             std::mem::swap(arrived, &mut mail.packets);
+            ahead::begin(&desk.device.keys, arrived);
         } else {
             arrived.append(&mut mail.packets);
         }
@@ -305,6 +308,9 @@ impl Engine {
 
     /// Gives a queue pair its turn.
     fn serve(&mut self, qpn: Qpn, packets: usize, budget: &mut usize) -> Burst {
+        if let Some(next) = self.desk.ready.front() {
+            ahead::queue_pair(&self.qps, *next);
+        }
         let Some(core) = self.qps.get_mut(&qpn) else { return Burst::Over { bytes: 0 } };
         // It counts as listed until the turn is over, and goes to the end of the list if it may want more.
         let mut wants_more = true;
@@ -338,8 +344,13 @@ impl Engine {
         }
     }
 
-    pub(super) fn add(&mut self, qpn: Qpn, core: Core) {
-        self.qps.insert(qpn, Box::new(core));
+    pub(super) fn add(&mut self, qpn: Qpn, core: Box<Core>) {
+        self.qps.insert(qpn, core);
+    }
+
+    /// Where a queue pair lies.
+    pub(super) fn whereabouts(&self, qpn: Qpn) -> Option<[usize; 2]> {
+        Some(self.qps.get(&qpn)?.whereabouts())
     }
 
     pub(super) fn modify(

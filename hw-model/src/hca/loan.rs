@@ -76,21 +76,19 @@ impl Lender {
     }
 
     /// Makes all loans void. When this returns, nobody reads what was lent, if anything `was_lent`.
-    pub(super) fn call_in(&self, was_lent: bool) {
-        self.incarnation.fetch_add(1, Ordering::SeqCst);
+    /// Gives the next incarnation.
+    pub(super) fn call_in(&self, was_lent: bool) -> u64 {
+        let next = self.incarnation.fetch_add(1, Ordering::SeqCst) + 1;
         // In micro-steps a borrower looks again before it moves anything, and nothing goes on while this waits.
         if !was_lent || self.device.config.micro_steps {
-            return;
+            return next;
         }
         let epoch = self.device.port.epoch();
         let mut drain = epoch.drain();
         while !drain.poll(epoch) {
             crate::sync::thread::yield_now();
         }
-    }
-
-    pub(super) fn incarnation(&self) -> u64 {
-        self.incarnation.load(Ordering::Relaxed)
+        next
     }
 }
 

@@ -55,7 +55,11 @@ impl Mailbox {
             return;
         }
         put(&mut mail);
-        self.waiting.store(true, Ordering::SeqCst);
+        // It is false only if nothing was left since it was collected, which is said under this lock too. Who left that has
+        // stored it before.
+        if !self.waiting.load(Ordering::Relaxed) {
+            self.waiting.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Has the engine's thread go on with what another thread left undone.

@@ -21,6 +21,7 @@
 //! (see `engine`).
 
 mod ah;
+mod ahead;
 mod attributes;
 mod cache;
 mod config;

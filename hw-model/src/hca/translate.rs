@@ -28,11 +28,24 @@ impl Piece {
     pub(super) const NONE: Self = Self { key: Key(0), address: RegionAddr(0), now: 0, rest: 0 };
 }
 
-/// Bytes on the bus, inside one page.
+/// Bytes that are together on the bus.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     address: DmaAddr,
     length: u32,
+}
+
+impl Span {
+    /// The parts of it that lie in one host page each.
+    fn pages(&self) -> impl Iterator<Item = Self> + use<> {
+        let Self { mut address, length: mut left } = *self;
+        std::iter::from_fn(move || {
+            let length = left.min((PAGE_SIZE - address.page_offset()) as u32);
+            let page = Self { address, length };
+            (address, left) = (address.offset(u64::from(length)), left - length);
+            (length > 0).then_some(page)
+        })
+    }
 }
 
 /// Which way the bytes go.
@@ -111,7 +124,7 @@ fn pages(
     let mut done = 0;
     while done < piece.now {
         let write = direction != Direction::Gather;
-        let entry = cache.load(piece.key, &spec.pages, at >> spec.pages.page_shift(), write);
+        let (entry, run) = cache.load(piece.key, &spec.pages, at >> spec.pages.page_shift(), write);
         let usable = match direction {
             Direction::Gather => entry.is_valid(),
             Direction::Scatter | Direction::Atomic(_) => entry.is_writable(),
@@ -120,7 +133,7 @@ fn pages(
             return Err(missing(piece, done));
         }
         let offset = at & (page - 1);
-        let length = u64::from(piece.now - done).min(page - offset) as u32;
+        let length = u64::from(piece.now - done).min(page * run - offset) as u32;
         span(entry.address().offset(offset), length, spans);
         done += length;
         at += u64::from(length);
@@ -242,15 +255,16 @@ fn implicit(
     Ok(())
 }
 
-/// Bytes that are together on the bus, cut where pages of host memory end.
-fn span(mut address: DmaAddr, mut length: u32, spans: &mut Vec<Span>) {
-    while length > 0 {
-        let now = length.min((PAGE_SIZE - address.page_offset()) as u32);
-        debug_assert!(spans.len() < spans.capacity(), "growing would allocate inside the epoch");
-        spans.push(Span { address, length: now });
-        address = address.offset(u64::from(now));
-        length -= now;
+/// Bytes that are together on the bus, joined with those before them where they go on.
+fn span(address: DmaAddr, length: u32, spans: &mut Vec<Span>) {
+    if let Some(last) = spans.last_mut()
+        && last.address.offset(u64::from(last.length)) == address
+    {
+        last.length += length;
+        return;
     }
+    debug_assert!(spans.len() < spans.capacity(), "growing would allocate inside the epoch");
+    spans.push(Span { address, length });
 }
 
 /// Moves the bytes of `payload` and `spans`, which are as many, in increasing order.
@@ -263,25 +277,25 @@ pub(super) fn transfer(
     payload: &mut Payload,
 ) -> Result<(), Obstacle> {
     let mut done = 0;
-    for span in spans {
-        let range = done..done + span.length as usize;
+    for Span { address, length } in spans.iter().flat_map(Span::pages) {
+        let range = done..done + length as usize;
         let moved = match direction {
             Direction::Gather => match payload.outside() {
-                Some(outside) => port.read_to(span.address, outside.part(range)),
-                None => port.read(span.address, &mut payload[range]),
+                Some(outside) => port.read_to(address, outside.part(range)),
+                None => port.read(address, &mut payload[range]),
             },
             Direction::Scatter => match payload.outside() {
-                Some(outside) => port.write_from(span.address, outside.part(range)),
-                None => port.write(span.address, &payload[range]),
+                Some(outside) => port.write_from(address, outside.part(range)),
+                None => port.write(address, &payload[range]),
             },
-            Direction::Atomic(_) if spans.len() > 1 => return Err(Obstacle::Misaligned),
-            Direction::Atomic(op) => port
-                .atomic(span.address, op)
-                .map(|before| payload[range].copy_from_slice(&before.to_le_bytes())),
+            Direction::Atomic(_) if range.len() < payload.len() => return Err(Obstacle::Misaligned),
+            Direction::Atomic(op) => {
+                port.atomic(address, op).map(|before| payload[range].copy_from_slice(&before.to_le_bytes()))
+            }
         };
         match moved {
             Err(DmaError::Memory(MemoryError::Misaligned { .. })) => return Err(Obstacle::Misaligned),
-            Ok(()) => done += span.length as usize,
+            Ok(()) => done += length as usize,
             // The page went away before its entry did. Its notification is on the way: ask for the page again.
             Err(DmaError::Memory(MemoryError::Vanished { .. })) => return Err(vanished(keys, pieces, done)),
             Err(refused) => return Err(Obstacle::Refused(refused)),

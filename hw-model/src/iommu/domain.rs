@@ -283,6 +283,25 @@ impl Domain {
     /// [`IommuFault`]; it has been logged.
     #[inline]
     pub fn translate(&self, device: DeviceId, iova: Iova, access: DmaAccess) -> Result<PhysAddr, IommuFault> {
+        Ok(self.leaf(device, iova, access)?.translate(iova, self.config.granule_shift))
+    }
+
+    /// As [`Domain::translate`], with the number of bytes for which the answer holds: to the end of the leaf.
+    #[inline]
+    pub(crate) fn translate_stretch(
+        &self,
+        device: DeviceId,
+        iova: Iova,
+        access: DmaAccess,
+    ) -> Result<(PhysAddr, u64), IommuFault> {
+        let leaf = self.leaf(device, iova, access)?;
+        let shift = self.config.granule_shift;
+        let bytes = 1 << leaf.size().shift(shift);
+        Ok((leaf.translate(iova, shift), bytes - (iova.0 & (bytes - 1))))
+    }
+
+    #[inline]
+    fn leaf(&self, device: DeviceId, iova: Iova, access: DmaAccess) -> Result<Leaf, IommuFault> {
         if iova.0 >> self.config.width != 0 {
             return Err(self.fault(device, iova, access, IommuFault::BeyondWidth));
         }
@@ -299,7 +318,7 @@ impl Domain {
             },
         };
         match refusal(leaf, access) {
-            None => Ok(leaf.translate(iova, self.config.granule_shift)),
+            None => Ok(leaf),
             Some(reason) => Err(self.fault(device, iova, access, reason)),
         }
     }

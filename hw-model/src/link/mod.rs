@@ -155,6 +155,13 @@ pub trait Ingress: Send + Sync {
         false
     }
 
+    /// Where the state of queue pair `qpn` lies in the memory of this process, if that is known at the moment: for hints to the
+    /// cache. Nothing is read there. Never blocks.
+    fn whereabouts(&self, qpn: Qpn) -> Option<[usize; 2]> {
+        let _ = qpn;
+        None
+    }
+
     /// Whether its engines fetch the bytes of packets on these terms.
     fn takes_loans(&self, terms: &LoanTerms<'_>) -> bool {
         let _ = terms;

@@ -10,7 +10,9 @@
 use super::fast::{FastKey, FastKeySpec};
 use super::window::{Bindings, Window};
 use super::{CreateKeyError, DestroyKeyError, KeySpec, KeyViolation, ReregKeyError, Target, UnknownKey};
+use crate::hca::page_list::PageList;
 use crate::hca::pd::Pd;
+use crate::prefetch::{self, Place};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, OnceLock, RwLock, zeroed_words};
 use crate::wire::Key;
@@ -24,7 +26,12 @@ const TOMBSTONE: u64 = u32::MAX as u64;
 /// Slots are made so many at a time.
 const CHUNK: usize = 1024;
 
-type SlotCell = RwLock<Option<(Key, Held)>>;
+/// What a slot holds. A line of its own: looking up a key among many misses the cache once here.
+#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
+struct SlotCell(RwLock<Option<(Key, Held)>>);
+
+#[cfg(not(any(loom, shuttle)))]
+const _: () = assert!(size_of::<SlotCell>() == 64);
 
 /// What a key of the table is.
 pub(super) enum Held {
@@ -54,6 +61,8 @@ pub(in crate::hca) struct KeyTable {
     generation: AtomicU64,
     words: Box<[AtomicU64]>,
     chunks: Box<[OnceLock<Box<[SlotCell]>>]>,
+    /// Of each slot, where the page list of its key lies, or lay: hints for [`KeyTable::expect_pages`].
+    lists: Box<[AtomicU64]>,
     pub(super) writer: Mutex<Writer>,
     max: u32,
 }
@@ -92,6 +101,10 @@ impl Writer {
     }
 }
 
+fn zeroes(count: usize) -> Box<[AtomicU64]> {
+    zeroed_words(count).unwrap_or_else(|| (0..count).map(|_| AtomicU64::new(EMPTY)).collect())
+}
+
 impl KeyTable {
     pub(in crate::hca) fn new(max: u32, quarantine: u32, seed: u64) -> Self {
         // At most half full, so that probes are short.
@@ -109,8 +122,9 @@ impl KeyTable {
         };
         Self {
             generation: AtomicU64::new(0),
-            words: zeroed_words(words).unwrap_or_else(|| (0..words).map(|_| AtomicU64::new(EMPTY)).collect()),
+            words: zeroes(words),
             chunks: (0..(max as usize).div_ceil(CHUNK)).map(|_| OnceLock::new()).collect(),
+            lists: zeroes(max as usize),
             writer: Mutex::new(writer),
             max,
         }
@@ -136,7 +150,7 @@ impl KeyTable {
             None if writer.made < self.max => {
                 let slot = writer.made;
                 let chunk = &self.chunks[slot as usize / CHUNK];
-                chunk.get_or_init(|| (0..CHUNK).map(|_| RwLock::new(None)).collect());
+                chunk.get_or_init(|| (0..CHUNK).map(|_| SlotCell(RwLock::new(None))).collect());
                 writer.made += 1;
                 slot
             }
@@ -154,6 +168,7 @@ impl KeyTable {
         if is_indexed {
             writer.indexed.insert(index(key), slot);
         }
+        self.note_list(slot, &held);
         *self.slot(slot).write() = Some((key, held));
         self.publish(key, slot);
         writer.live += 1;
@@ -254,6 +269,7 @@ impl KeyTable {
         }
         if let Some((_, Held::Region(Target::Pages(spec)))) = &mut *self.slot(slot).write() {
             std::mem::swap(spec, &mut after);
+            self.note_pages(slot, &spec.pages);
         }
         self.flush();
         drop(writer);
@@ -353,6 +369,39 @@ impl KeyTable {
         }
     }
 
+    /// Looking up `key` is near. Three hints, the answer to one of which the next needs: other work belongs between them.
+    #[inline]
+    pub(in crate::hca) fn expect(&self, key: Key) {
+        prefetch::expect(&self.words[self.home(key)]);
+    }
+
+    /// The second: what the word named.
+    #[inline]
+    pub(in crate::hca) fn expect_slot(&self, key: Key) {
+        if let Some((_, slot)) = self.probe(key) {
+            prefetch::expect(self.cell(slot));
+            prefetch::expect(&self.lists[slot as usize]);
+        }
+    }
+
+    /// The third: its page list.
+    #[inline]
+    pub(in crate::hca) fn expect_pages(&self, key: Key) {
+        if let Some((_, slot)) = self.probe(key) {
+            prefetch::line(self.lists[slot as usize].load(Ordering::Relaxed) as usize);
+        }
+    }
+
+    fn note_list(&self, slot: u32, held: &Held) {
+        if let Held::Region(Target::Pages(spec)) = held {
+            self.note_pages(slot, &spec.pages);
+        }
+    }
+
+    fn note_pages(&self, slot: u32, pages: &PageList) {
+        self.lists[slot as usize].store(Place::of(pages).address() as u64, Ordering::Relaxed);
+    }
+
     pub(in crate::hca) fn live(&self) -> u64 {
         u64::from(self.writer.lock().live)
     }
@@ -407,7 +456,11 @@ impl KeyTable {
         }
     }
 
-    fn slot(&self, slot: u32) -> &SlotCell {
+    fn slot(&self, slot: u32) -> &RwLock<Option<(Key, Held)>> {
+        &self.cell(slot).0
+    }
+
+    fn cell(&self, slot: u32) -> &SlotCell {
         let chunk =
             self.chunks[slot as usize / CHUNK].get().expect("a slot is made before its number is given");
         &chunk[slot as usize % CHUNK]

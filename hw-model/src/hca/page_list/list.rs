@@ -12,7 +12,7 @@ use crate::addr::{PAGE_SHIFT, page_bytes};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::zeroed_words;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 /// Pages of 4 KiB in a huge page.
 pub const HUGE_PAGES: u64 = 512;
@@ -56,12 +56,30 @@ impl Slot {
     }
 }
 
-/// The entries of one key.
+/// A row of words. One alone lies here.
+enum Row {
+    One(AtomicU64),
+    Many(Box<[AtomicU64]>),
+}
+
+impl Deref for Row {
+    type Target = [AtomicU64];
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        match self {
+            Self::One(word) => std::slice::from_ref(word),
+            Self::Many(words) => words,
+        }
+    }
+}
+
+/// The entries of one key. In a line of its own: a region that was not used for long misses the cache once here.
+#[cfg_attr(not(any(loom, shuttle)), repr(align(64)))]
 pub struct PageList {
     /// The lower row; empty where every page is huge.
-    entries: Box<[AtomicU64]>,
+    entries: Row,
     /// The upper row; empty where no page is.
-    huge: Box<[AtomicU64]>,
+    huge: Row,
     /// Pages before the first of the upper row.
     lead: u64,
     len: u64,
@@ -70,10 +88,16 @@ pub struct PageList {
     generation: AtomicU64,
 }
 
-fn words(count: u64) -> Result<Box<[AtomicU64]>, OutOfMemory> {
+#[cfg(not(any(loom, shuttle)))]
+const _: () = assert!(size_of::<PageList>() == 64);
+
+fn words(count: u64) -> Result<Row, OutOfMemory> {
+    if count == 1 {
+        return Ok(Row::One(AtomicU64::new(0)));
+    }
     let refused = OutOfMemory { entries: count };
     let count = usize::try_from(count).map_err(|_| refused)?;
-    zeroed_words(count).ok_or(refused)
+    zeroed_words(count).map(Row::Many).ok_or(refused)
 }
 
 impl PageList {
@@ -161,23 +185,31 @@ impl PageList {
     #[inline]
     pub fn load(&self, index: u64) -> Option<Entry> {
         if !self.huge.is_empty() {
-            return self.load_mixed(index);
+            return self.load_mixed(index).map(|(entry, _)| entry);
         }
         let word = self.entries.get(usize::try_from(index).ok()?)?;
         Some(Entry(word.load(Ordering::Acquire)))
     }
 
-    fn load_mixed(&self, index: u64) -> Option<Entry> {
+    /// As [`PageList::load`], with the number of pages from this one on that the word that answered stands for: their
+    /// addresses go on.
+    #[must_use]
+    #[inline]
+    pub fn load_run(&self, index: u64) -> Option<(Entry, u64)> {
+        if self.huge.is_empty() { Some((self.load(index)?, 1)) } else { self.load_mixed(index) }
+    }
+
+    fn load_mixed(&self, index: u64) -> Option<(Entry, u64)> {
         if index >= self.len {
             return None;
         }
-        let Some(slot) = self.huge_slot(index) else { return self.small(index) };
+        let Some(slot) = self.huge_slot(index) else { return Some((self.small(index)?, 1)) };
         let above = self.load_slot(slot);
         if above.is_active() {
-            return Some(above.page_of_huge(index - slot.first));
+            return Some((above.page_of_huge(index - slot.first), slot.end() - index));
         }
         // Below nothing may be known of a page that was part of a huge one.
-        Some(self.small(index).filter(|entry| *entry != Entry::EMPTY).unwrap_or(above.unlinked()))
+        Some((self.small(index).filter(|entry| *entry != Entry::EMPTY).unwrap_or(above.unlinked()), 1))
     }
 
     fn small(&self, index: u64) -> Option<Entry> {

@@ -33,6 +33,8 @@ pub(in crate::hca) struct Core {
     /// To those who have the bytes of its packets to fetch. Its incarnation changes whenever what is under way is void: a
     /// DMA that began before does not finish into what came after.
     pub(in crate::hca) lender: Arc<Lender>,
+    /// The lender's, which nobody else changes: looked at for each DMA, without a miss of the cache for that.
+    incarnation: u64,
     /// The peer's engine can fetch the bytes of packets from where they are.
     peer_borrows: bool,
     /// Loans may be out.
@@ -57,6 +59,7 @@ impl Core {
             responder_next: false,
             established: false,
             lender,
+            incarnation: 0,
             peer_borrows: false,
             has_lent: false,
             carry_next: false,
@@ -189,7 +192,7 @@ impl Core {
     }
 
     pub(in crate::hca) fn incarnation(&self) -> u64 {
-        self.lender.incarnation()
+        self.incarnation
     }
 
     /// Whether the bytes of a packet are to be fetched by the peer. Asked once a packet.
@@ -215,7 +218,7 @@ impl Core {
     /// What was lent belongs to the program again once a request has ended: before it ends but for success, nobody may have
     /// the right to read it any more.
     fn call_in_loans(&mut self) {
-        self.lender.call_in(std::mem::take(&mut self.has_lent));
+        self.incarnation = self.lender.call_in(std::mem::take(&mut self.has_lent));
     }
 
     fn flush(&mut self, context: &Context<'_>) {

@@ -1,6 +1,7 @@
 //! Software's handle of a queue pair.
 
 use super::core::Core;
+use super::near::Near;
 use super::queue::{Receiving, SendLimits, Shared};
 use super::{ModifyQpError, QpAttributes, QpChange, QpSpec, QpState, RecvQueue};
 use crate::hca::config::HcaConfig;
@@ -10,7 +11,7 @@ use crate::hca::loan::Lender;
 use crate::hca::pd::Pd;
 use crate::hca::request::{PostError, RecvRequest, SendRequest};
 use crate::sync::Arc;
-use crate::wire::{Gid, Psn, QKey, Qpn};
+use crate::wire::{Gid, Key, Psn, QKey, Qpn};
 
 /// What a peer must know to connect to a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +28,7 @@ pub struct QpAddress {
 pub struct QueuePair {
     hca: Arc<Hca>,
     shared: Arc<Shared>,
+    near: Near,
     /// What it was made with: it keeps its queues alive.
     spec: QpSpec,
     address: QpAddress,
@@ -39,7 +41,7 @@ impl QueuePair {
         address: QpAddress,
         spec: &QpSpec,
         config: &HcaConfig,
-    ) -> (Arc<Self>, Core) {
+    ) -> (Arc<Self>, Box<Core>) {
         let message = config.limits.message_bytes;
         let limits = SendLimits {
             requests: spec.max_send_requests,
@@ -58,8 +60,9 @@ impl QueuePair {
         let identity = (address.qpn, spec.pd, spec.transport);
         let shared = Arc::new(Shared::new(identity, limits, Arc::clone(&spec.send_cq.ring), receives));
         let lender = Lender::new(Arc::clone(&hca.device), address.qpn);
-        let core = Core::new(Arc::clone(&shared), lender, spec.access, config);
-        (Arc::new(Self { hca, shared, spec: spec.clone(), address }), core)
+        let core = Box::new(Core::new(Arc::clone(&shared), lender, spec.access, config));
+        let near = Near::new(&core);
+        (Arc::new(Self { hca, shared, near, spec: spec.clone(), address }), core)
     }
 
     /// Its number.
@@ -121,7 +124,12 @@ impl QueuePair {
     /// # Errors
     /// [`ModifyQpError`]; everything is as before.
     pub fn modify(&self, change: &QpChange) -> Result<(), ModifyQpError> {
-        self.hca.modify_qp(self.shared.qpn, change)
+        self.hca.modify_qp(self.shared.qpn, change)?;
+        if let (Some(path), Some(qpn)) = (change.path, change.dest_qpn) {
+            let peer = self.hca.device.link.neighbour(path.gid);
+            self.near.meet(peer.and_then(|peer| peer.whereabouts(qpn)).unwrap_or_default());
+        }
+        Ok(())
     }
 
     /// What it is set to (11.2.5.3).
@@ -180,11 +188,32 @@ impl QueuePair {
     /// # Errors
     /// The number that were posted before one was refused, and why it was.
     pub fn post_send_list(&self, requests: &[SendRequest<'_>]) -> Result<(), (usize, PostError)> {
+        self.near.expect(&self.shared);
+        let keys = &self.hca.device.keys;
+        expect_each(requests, |key| keys.expect(key));
         let (taken, refused) = self.shared.post(requests);
         if taken > 0 {
+            expect_each(requests, |key| keys.expect_slot(key));
+            if taken > 1 {
+                expect_each(requests, |key| keys.expect_pages(key));
+            }
             self.hca.doorbell(&self.shared);
         }
         refused.map_or(Ok(()), |error| Err((taken, error)))
+    }
+}
+
+/// Requests of a list whose keys are asked for ahead: as many misses of the cache as are under way at a time.
+const AHEAD: usize = 16;
+
+/// Does one of the three steps of looking ahead for the local keys of `requests`.
+#[inline]
+fn expect_each(requests: &[SendRequest<'_>], expect: impl Fn(Key)) {
+    let mut before = None;
+    for sge in requests.iter().take(AHEAD).flat_map(|request| request.local) {
+        if before.replace(sge.key) != Some(sge.key) {
+            expect(sge.key);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod core;
 mod extended;
 mod handle;
 mod list;
+mod near;
 mod queue;
 mod receive;
 mod requester;

@@ -24,8 +24,11 @@ pub(in crate::hca) struct Shared {
     pub(super) sends: Arc<Ring>,
     pub(super) receives: Receiving,
     queue: Mutex<SendQueue>,
-    /// Requests posted and not ended.
-    outstanding: AtomicU32,
+    /// Requests posted so far: changed under the lock of `queue`.
+    posted: AtomicU32,
+    /// Of those, how many have ended: changed by the holder of the engine. Two counters with one writer each take no locked
+    /// instruction.
+    ended: AtomicU32,
     /// A doorbell is on its way to the engine; another one would say nothing new.
     rung: AtomicBool,
 }
@@ -91,7 +94,8 @@ impl Shared {
             sends,
             receives,
             queue: Mutex::new(queue),
-            outstanding: AtomicU32::new(0),
+            posted: AtomicU32::new(0),
+            ended: AtomicU32::new(0),
             rung: AtomicBool::new(false),
         }
     }
@@ -103,8 +107,9 @@ impl Shared {
 
     /// Puts requests into the queue, in order, until one is refused. The engine must be told if any was taken.
     pub(super) fn post(&self, requests: &[SendRequest<'_>]) -> (usize, Option<PostError>) {
+        let mut queue = self.queue.lock();
         for (taken, request) in requests.iter().enumerate() {
-            if let Err(error) = self.post_one(request) {
+            if let Err(error) = self.post_one(&mut queue, request) {
                 return (taken, Some(error));
             }
         }
@@ -116,7 +121,7 @@ impl Shared {
         !self.rung.swap(true, Ordering::SeqCst)
     }
 
-    fn post_one(&self, request: &SendRequest<'_>) -> Result<(), PostError> {
+    fn post_one(&self, queue: &mut SendQueue, request: &SendRequest<'_>) -> Result<(), PostError> {
         let length = self.check(request)?;
         let data = match request.inline {
             [] => Data::List(SgeList::new(request.local)),
@@ -125,14 +130,13 @@ impl Shared {
         let SendRequest { id, operation, destination, fence, solicited, .. } = *request;
         let signaled = request.signaled || self.limits.signal_all;
         let wqe = Wqe { id, operation, length, signaled, fence, solicited, destination, data };
-        let mut queue = self.queue.lock();
         if !queue.state.takes_requests() {
             return Err(PostError::State { qpn: self.qpn, state: queue.state });
         }
-        if self.outstanding.load(Ordering::Relaxed) >= self.limits.requests {
+        if self.outstanding() >= self.limits.requests {
             return Err(PostError::QueueFull { capacity: self.limits.requests });
         }
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        count_one(&self.posted);
         queue.posted.push_back(wqe);
         Ok(())
     }
@@ -202,12 +206,13 @@ impl Shared {
     }
 
     pub(super) fn outstanding(&self) -> u32 {
-        self.outstanding.load(Ordering::Relaxed)
+        let ended = self.ended.load(Ordering::Acquire);
+        self.posted.load(Ordering::Relaxed).wrapping_sub(ended)
     }
 
     /// Ends `wqe`: the one place where a send request ends.
     pub(super) fn complete(&self, wqe: &Wqe, status: Status, counters: &Counters) -> Result<(), Overran> {
-        self.outstanding.fetch_sub(1, Ordering::Relaxed);
+        count_one(&self.ended);
         counters.completed(status);
         if !wqe.signaled && status == Status::Success {
             return Ok(());
@@ -215,6 +220,11 @@ impl Shared {
         let completion = Completion::new(wqe.id, status, wqe.operation.code(), self.qpn, wqe.length);
         push(&self.sends, completion, counters)
     }
+}
+
+/// One more, of what has one writer at a time.
+fn count_one(counter: &AtomicU32) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
 }
 
 /// The oldest of a queue. An empty one begins at the start of its memory again: a queue with few in it stays in the cache.
