@@ -52,16 +52,10 @@ impl<'a> DmaCopy<'a> {
 
     /// Goes on with as many bytes as are translated at once at both ends. Gives how many.
     #[inline]
-    fn add_stretch(
-        &mut self,
-        from: DmaAddr,
-        to: DmaAddr,
-        len: usize,
-    ) -> Result<usize, CopyError<DmaError>> {
+    fn add_stretch(&mut self, from: DmaAddr, to: DmaAddr, len: usize) -> Result<usize, CopyError<DmaError>> {
         let at = self.done + self.run.map_or(0, |run| run.len as u64);
         let fail = |end| move |error| CopyError { end, done: at, error };
-        let (source, len) =
-            self.source.stretch(from, len, DmaAccess::Read).map_err(fail(CopyEnd::Source))?;
+        let (source, len) = self.source.stretch(from, len, DmaAccess::Read).map_err(fail(CopyEnd::Source))?;
         let (target, len) = self.target.stretch(to, len, DmaAccess::Write).map_err(fail(CopyEnd::Target))?;
         match (&source, &target) {
             (Target::Memory(from), Target::Memory(to)) if self.one_memory => {

@@ -105,7 +105,7 @@ impl Ingress for Inbox {
             return self.spread(&packet);
         }
         let index = packet.destination_qp.0 as usize % self.mailboxes.len();
-        self.mailboxes[index].leave(|mail| mail.packets.push_back(packet));
+        self.mailboxes[index].leave_packet(packet);
         index
     }
     fn wake(&self, index: usize) {

@@ -4,7 +4,7 @@
 //! invalidation waits for the burst, the thread that unmaps memory waits for the invalidation, and that thread may hold
 //! any lock of the process, the allocator's too. Buffers are taken before, packets sent and completions written after.
 
-use super::ahead;
+use super::ahead::{self, Arrived};
 use super::cache::{Cache, TranslationCache};
 use super::config::HcaConfig;
 use super::device::Device;
@@ -19,7 +19,7 @@ use super::translate::{Obstacle, Piece, Span, span_capacity, transfer, translate
 use crate::bus::Slot;
 use crate::link::Roused;
 use crate::sync::Arc;
-use crate::wire::{Packet, Payload, Qpn};
+use crate::wire::{Payload, Qpn};
 use hashbrown::HashMap;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -52,7 +52,7 @@ const ENOUGH_TO_SEND: usize = 8;
 pub(super) struct Engine {
     qps: HashMap<Qpn, Box<Core>>,
     mail: Mail,
-    arrived: VecDeque<Packet>,
+    arrived: Arrived,
     desk: Desk,
 }
 
@@ -124,7 +124,7 @@ impl Engine {
             outbox: Outbox::default(),
             device,
         };
-        Self { qps: HashMap::new(), mail: Mail::default(), arrived: VecDeque::new(), desk }
+        Self { qps: HashMap::new(), mail: Mail::default(), arrived: Arrived::default(), desk }
     }
 
     /// Engines of this process that are to hear of what this one sent. Whoever steps it sees to that after each step.
@@ -221,8 +221,7 @@ impl Engine {
 
     /// Gives the oldest packet that has arrived to its queue pair. `None`: there was none.
     fn take_in(&mut self) -> Option<Burst> {
-        ahead::step(&self.desk.device.keys, &self.qps, &self.arrived);
-        let packet = self.arrived.front_mut()?;
+        let packet = self.arrived.oldest(&self.desk.device.keys, &self.qps)?;
         let core = self.qps.get_mut(&packet.destination_qp);
         let burst = match core {
             Some(core) => {
@@ -234,11 +233,7 @@ impl Engine {
                 None
             }
         };
-        self.arrived.pop_front();
-        if self.arrived.is_empty() {
-            // From the beginning of its memory again, which is in the cache.
-            self.arrived.clear();
-        }
+        self.arrived.taken();
         Some(burst.unwrap_or(Burst::Over { bytes: 0 }))
     }
 
@@ -250,12 +245,7 @@ impl Engine {
             return false;
         }
         mailbox.collect(mail);
-        if arrived.is_empty() {
-            std::mem::swap(arrived, &mut mail.packets);
-            ahead::begin(&desk.device.keys, arrived);
-        } else {
-            arrived.append(&mut mail.packets);
-        }
+        arrived.take_over(&mut mail.packets, &desk.device.keys);
         for qpn in mail.doorbells.drain(..) {
             if let Some(core) = qps.get_mut(&qpn) {
                 core.shared.heard();

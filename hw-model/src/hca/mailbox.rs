@@ -55,6 +55,23 @@ impl Mailbox {
             return;
         }
         put(&mut mail);
+        self.announce();
+    }
+
+    /// Leaves a packet, which is large: it is moved once.
+    pub(super) fn leave_packet(&self, packet: Packet) {
+        let mut mail = self.mail.lock();
+        if self.closed.load(Ordering::Relaxed) {
+            drop(mail);
+            return;
+        }
+        mail.packets.push_back(packet);
+        self.announce();
+    }
+
+    /// Says that there is mail, under its lock.
+    #[inline]
+    fn announce(&self) {
         // It is false only if nothing was left since it was collected, which is said under this lock too. Who left that has
         // stored it before.
         if !self.waiting.load(Ordering::Relaxed) {

@@ -228,6 +228,7 @@ fn count_one(counter: &AtomicU32) {
 }
 
 /// The oldest of a queue. An empty one begins at the start of its memory again: a queue with few in it stays in the cache.
+#[inline]
 pub(super) fn take_oldest<T>(queue: &mut VecDeque<T>) -> Option<T> {
     let oldest = queue.pop_front();
     if queue.is_empty() {

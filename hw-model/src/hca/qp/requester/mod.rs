@@ -184,14 +184,16 @@ impl Requester {
 
     /// Ends the oldest request. A request ends here, or in [`Requester::flush`].
     pub(super) fn end_oldest(&mut self, status: Status, shared: &Shared, context: &Context<'_>) {
-        let Some(job) = take_oldest(&mut self.jobs) else { return };
+        let Some(job) = self.jobs.front() else { return };
         if self.cursor_job > 0 {
             self.cursor_job -= 1;
             self.fetches -= u32::from(job.is_fetch());
         } else {
             self.cursor_packet = 0;
         }
+        // Ended where it lies: it is large.
         self.overran |= shared.complete(&job.wqe, status, context.counters).is_err();
+        take_oldest(&mut self.jobs);
     }
 
     /// Ends everything.
