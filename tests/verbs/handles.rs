@@ -1,6 +1,7 @@
 //! A registration that is changed, or made anew, behind a handle that stays.
 
 use super::world::{Case, Error, PAGE, World, ensure};
+use hw_model::addr::RegionAddr;
 use hw_model::hca::{Access, Status};
 use hw_model::sync::Arc;
 use mr::device::verbs::{Capability, Change, Outcome, VerbsError, VerbsHandle};
@@ -15,6 +16,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a registration on demand is never stale", run: on_demand },
     Case { name: "rights are changed in place or by a fresh registration", run: rights },
     Case { name: "memory is changed in place or by a fresh registration", run: memory },
+    Case { name: "memory at an address of the program's choice is a fresh registration", run: addressed },
     Case { name: "a domain is changed in place or by a fresh registration", run: domain },
     Case { name: "a registration that cannot be changed is as it was", run: refused },
 ];
@@ -110,6 +112,20 @@ fn memory(world: &World) -> Result<(), Error> {
     // It holds the new memory, and the old one no more.
     ensure(Arc::strong_count(&first) == 1, "the former memory is held")?;
     ensure(Arc::strong_count(&second) > 1, "the other memory is not held")
+}
+
+fn addressed(world: &World) -> Result<(), Error> {
+    let (first, second) = (page_of(world, 10)?, page_of(world, 11)?);
+    let handle = VerbsHandle::register(&world.pd, &first.user_range(), RegisterOptions::pinned())?;
+    let (before, at) = (handle.key(), handle.region().address());
+    // ibv_rereg_mr(3) has no word for it.
+    let chosen = RegionAddr(0x5000);
+    let outcome =
+        handle.change(Change { memory: Some((second.user_range(), Some(chosen))), ..Change::default() })?;
+    ensure(matches!(outcome, Outcome::Fresh(key) if key != before), &format!("{outcome:?}"))?;
+    world.expect("the other memory", handle.key(), chosen, 11)?;
+    world.expect_refused("the former memory by the former key", before, at)?;
+    ensure(Arc::strong_count(&first) == 1, "the former memory is held")
 }
 
 fn domain(world: &World) -> Result<(), Error> {

@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a region over a DMABUF reaches the buffer", run: dmabuf },
     Case { name: "a mixture in one range is one region", run: mixture },
     Case { name: "memory that is moved into the range is reached there", run: moved },
+    Case { name: "a DMABUF's mapping in the range is reached, or refused by name", run: buffer_in_the_range },
     Case { name: "advice brings pages in", run: advice },
     Case { name: "limits are named before they bite", run: limits },
 ];
@@ -130,6 +131,32 @@ fn moved(world: &World) -> Result<(), Error> {
     let region = world.pd.register(&memory.user_range(), world.best())?;
     world.expect("before it", region.key(), region.address(), 0)?;
     world.expect("what was moved", region.key(), region.address().offset(PAGE), 0xc1)
+}
+
+fn buffer_in_the_range(world: &World) -> Result<(), Error> {
+    let file = file(2, 0xd1)?;
+    let Some(buffer) = super::world::udmabuf(&file, 2)? else {
+        println!("SKIPPED a DMABUF's mapping in the range: there is no /dev/udmabuf");
+        return Ok(());
+    };
+    let shared = |file| Piece::Shared { file, offset: 0, len: 2 * PAGE };
+    let memory = ContiguousMemory::new(&world.space, &[Piece::Anonymous(PAGE), shared(buffer.as_fd())])?;
+    let mut byte = [0];
+    memory.read_at(PAGE, &mut byte)?;
+    ensure(byte == [0xd1], "the program does not see the buffer")?;
+    match world.pd.register(&memory.user_range(), RegisterOptions::pinned()) {
+        // What rdma_rxe says: the mapping has no pages that it could be given.
+        Err(VerbsError::WithoutPages { part, .. }) => {
+            ensure(part.start() == memory.range().start().offset(PAGE), &format!("{part}"))?;
+        }
+        // What the drop-in library says, which copies by address.
+        Ok(region) => world.expect("the buffer", region.key(), region.address().offset(PAGE), 0xd1)?,
+        Err(error) => return Err(error.into()),
+    }
+    // The memory file that the buffer was made of has pages.
+    memory.replace(PAGE, shared(file.as_fd()))?;
+    let region = world.pd.register(&memory.user_range(), RegisterOptions::pinned())?;
+    world.expect("its memory file", region.key(), region.address().offset(PAGE), 0xd1)
 }
 
 fn advice(world: &World) -> Result<(), Error> {

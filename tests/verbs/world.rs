@@ -10,6 +10,7 @@ use mr::device::verbs::{VerbsCq, VerbsDevice, VerbsPd, VerbsQp, VerbsRegion};
 use mr::{Region, RegisterOptions};
 use odp::space::UserRange;
 use odp::space::process::{ContiguousMemory, Options, OwnedMemory, ProcessSpace};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -199,4 +200,29 @@ pub fn mapped(byte: u8) -> Result<VirtRange, Error> {
     // SAFETY: our own mapping, of so many bytes.
     unsafe { at.cast::<u8>().write_bytes(byte, PAGE as usize) };
     Ok(range)
+}
+
+/// The first `pages` pages of a memory file that is sealed against shrinking, as a DMABUF of the kernel's; `None` if it has no
+/// /dev/udmabuf (drivers/dma-buf/udmabuf.c).
+pub fn udmabuf(file: &OwnedFd, pages: u64) -> Result<Option<OwnedFd>, Error> {
+    /// `UDMABUF_CREATE` of linux/udmabuf.h, and what it is given.
+    const CREATE: libc::Ioctl = 0x4018_7542;
+    #[repr(C)]
+    struct Create {
+        memfd: u32,
+        flags: u32,
+        offset: u64,
+        size: u64,
+    }
+    let Ok(maker) = std::fs::File::options().read(true).write(true).open("/dev/udmabuf") else {
+        return Ok(None);
+    };
+    let create = Create { memfd: file.as_raw_fd().cast_unsigned(), flags: 0, offset: 0, size: pages * PAGE };
+    // SAFETY: the driver reads the struct and gives a descriptor.
+    let made = unsafe { libc::ioctl(maker.as_raw_fd(), CREATE, &raw const create) };
+    if made < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    // SAFETY: made just now, and ours.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(made) }))
 }

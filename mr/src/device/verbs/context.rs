@@ -277,6 +277,11 @@ impl VerbsDevice {
         }
     }
 
+    /// Whether both are one context: what is made of a context that was handed over twice works together.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.context == other.context
+    }
+
     pub(super) fn context(&self) -> *mut ibv_context {
         self.context.as_ptr()
     }

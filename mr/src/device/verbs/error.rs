@@ -97,6 +97,17 @@ pub enum VerbsError {
         /// The address space.
         all: VirtRange,
     },
+    /// A part of the memory has no pages that the kernel would give to a driver: it is a device's, or a DMABUF's.
+    #[error(
+        "{part} is mapped from a device or a DMABUF, whose pages {device} cannot be given by address (VM_PFNMAP or VM_IO): \
+         register the buffer by its descriptor (VerbsPd::register_dmabuf), or map the memory file that it was made of"
+    )]
+    WithoutPages {
+        /// The device.
+        device: String,
+        /// The mapping.
+        part: VirtRange,
+    },
     /// A DMABUF's first byte is called by an address that has another place in its page.
     #[error(
         "a region over a DMABUF from byte {offset:#x} on cannot begin at {address}: the last 12 bits must be the same"
@@ -144,6 +155,12 @@ pub enum VerbsError {
     WindowEnded {
         /// The device.
         device: String,
+    },
+    /// The window is bound to nothing.
+    #[error("the memory window of {key:?} is bound to nothing, so there is nothing to end")]
+    WindowFree {
+        /// Its key.
+        key: Key,
     },
     /// A context that was handed over gives no protection domain to ask it by.
     #[error("the context from {context} gave no protection domain, not even for a moment")]

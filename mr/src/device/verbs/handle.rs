@@ -146,7 +146,8 @@ impl VerbsHandle {
         }
     }
 
-    /// Registers the memory again as it is now. The old key reaches nothing when this returns.
+    /// Registers the memory again as it is now. The old key reaches nothing when this returns. Until then there are two
+    /// registrations, which the limits must allow.
     ///
     /// # Errors
     /// Those of [`VerbsPd::register`]. The old registration is as it was then.
@@ -175,7 +176,7 @@ impl VerbsHandle {
         let before = Arc::clone(current.region.pd());
         let device = before.device();
         let pd = change.pd.clone().unwrap_or_else(|| Arc::clone(&before));
-        if !Arc::ptr_eq(pd.device(), device) {
+        if !pd.device().is(device) {
             return Err(VerbsError::Foreign { device: device.name().to_owned() });
         }
         // As everywhere else (IBTA volume 1, 11.2.8.7).

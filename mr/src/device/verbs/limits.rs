@@ -4,7 +4,7 @@
 //! `ib_umem_get`); it says ENOMEM, which is also what it says when there is no memory. Regions on demand pin nothing.
 
 use super::error::VerbsError;
-use hw_model::addr::{PAGE_SIZE, VirtRange};
+use hw_model::addr::{PAGE_SIZE, VirtAddr, VirtRange};
 use rustix::process::{Resource, getrlimit};
 
 /// CAP_IPC_LOCK (include/uapi/linux/capability.h).
@@ -53,4 +53,28 @@ impl LockedMemory {
             _ => Ok(()),
         }
     }
+}
+
+/// The first mapping in `range` whose pages the kernel gives to no driver by their addresses: memory of a device, or most
+/// DMABUFs' (VM_PFNMAP and VM_IO; `check_vma_flags` in mm/gup.c, `hmm_vma_walk_test` in mm/hmm.c). Reads all mappings of the
+/// process: for those who have been refused.
+pub(super) fn without_pages(range: VirtRange) -> Option<VirtRange> {
+    find_without_pages(&std::fs::read_to_string("/proc/self/smaps").ok()?, range)
+}
+
+/// The same in the text of /proc/PID/smaps.
+pub(super) fn find_without_pages(smaps: &str, range: VirtRange) -> Option<VirtRange> {
+    let mut mapping = None;
+    smaps.lines().find_map(|line| {
+        let Some(flags) = line.strip_prefix("VmFlags:") else {
+            let bounds = line.split_once(' ').and_then(|(bounds, _)| bounds.split_once('-'));
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            if let Some((Some(start), Some(end))) = bounds.map(|(start, end)| (number(start), number(end))) {
+                mapping = VirtRange::new(VirtAddr(start), end.saturating_sub(start));
+            }
+            return None;
+        };
+        let without = flags.split_whitespace().any(|flag| matches!(flag, "pf" | "io"));
+        mapping.filter(|mapping| without && mapping.overlaps(range))
+    })
 }

@@ -25,12 +25,8 @@
 //! place of others. Without ibv_advise_mr(3) (that library before rdma-core 58): [`Region::advise`](super::Region::advise)
 //! populates the pages of this process, so that the device's fault finds them there.
 //!
-//! # Why these are not the traits of the model
-//!
-//! [`Device`](super::Device) and what it leads to have the model's errors, each a closed list of what a modelled HCA says. A
-//! driver says errno, to every call, polling included: seven enums, most of them of hw-model, would have to carry it, and every
-//! user of the model would match what cannot happen. So a program that is to run on both has an enum of two, or a trait of the
-//! few calls that it makes (examples/softroce_register.rs); [`Region`](super::Region) is common to both.
+//! [`Device`](super::Device) and what it leads to are not implemented here, but for [`Region`](super::Region): see the absences in
+//! ARCHITECTURE.md.
 
 mod capabilities;
 mod context;

@@ -10,7 +10,7 @@ use super::capabilities::Capability;
 use super::context::last_errno;
 use super::error::VerbsError;
 use super::handle::Change;
-use super::limits::LockedMemory;
+use super::limits::{LockedMemory, without_pages};
 use super::pd::{VerbsPd, translated};
 use super::region::{Memory, Registered, VerbsRegion};
 use crate::device::RegisterOptions;
@@ -101,7 +101,17 @@ impl VerbsPd {
         options: RegisterOptions,
         address: RegionAddr,
     ) -> Result<Arc<VerbsRegion>, VerbsError> {
-        let mr = NonNull::new(mr).ok_or_else(|| self.device().refused(call, last_errno()))?;
+        let Some(mr) = NonNull::new(mr) else {
+            let (device, reason) = (self.device(), last_errno());
+            let asked = match &memory {
+                Memory::Process(memory) if reason == Errno::FAULT => Some(memory.range()),
+                _ => None,
+            };
+            return Err(match asked.and_then(without_pages) {
+                Some(part) => VerbsError::WithoutPages { device: device.name().to_owned(), part },
+                None => device.refused(call, reason),
+            });
+        };
         VerbsRegion::new(Registered::new(self, mr, memory), options, address)
     }
 

@@ -68,6 +68,10 @@ fn what_a_device_cannot_do_names_it_and_what_to_do_instead() {
         (VerbsError::HugePages { range: range(0x1000, 0x1000), page: PAGE_SIZE }, "vm.nr_hugepages"),
         (VerbsError::NotEverything { range: range(0, 1), all: range(0, 2) }, "register that on demand"),
         (
+            VerbsError::WithoutPages { device: device(), part: range(0, PAGE_SIZE) },
+            "VerbsPd::register_dmabuf",
+        ),
+        (
             VerbsError::DmabufAddress { offset: 0x1000, address: hw_model::addr::RegionAddr(8) },
             "the last 12 bits must be the same",
         ),
@@ -79,4 +83,17 @@ fn what_a_device_cannot_do_names_it_and_what_to_do_instead() {
     for (error, part) in said {
         assert!(error.to_string().contains(part), "{error}");
     }
+}
+
+#[test]
+fn a_mapping_without_pages_is_found_among_those_that_have_some() {
+    let smaps = "7f0000000000-7f0000002000 rw-s 00000000 00:0a 9  /memfd:a (deleted)\nSize: 8 kB\nVmFlags: rd wr sh mr \n\
+                 7f0000002000-7f0000003000 rw-s 00000000 00:0b 1  /dmabuf:\nVmFlags: rd wr sh mr pf io de \n\
+                 7f0000003000-7f0000004000 rw-p 00000000 00:00 0\nVmFlags: rd wr mr \n";
+    let find = |start, len| super::limits::find_without_pages(smaps, range(start, len));
+    let without = Some(range(0x7f00_0000_2000, PAGE_SIZE));
+    assert_eq!(find(0x7f00_0000_0000, 4 * PAGE_SIZE), without);
+    assert_eq!(find(0x7f00_0000_2fff, 1), without);
+    assert_eq!(find(0x7f00_0000_0000, 2 * PAGE_SIZE), None);
+    assert_eq!(find(0x7f00_0000_3000, PAGE_SIZE), None);
 }

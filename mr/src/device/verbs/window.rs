@@ -157,21 +157,29 @@ impl VerbsQp {
     }
 
     /// Posts what takes a window of type 1 from its region: binding it to no byte (10.6.7.2.1). One of type 2 is invalidated
-    /// instead: [`VerbsQp::invalidate`].
+    /// instead: [`VerbsQp::invalidate`]. What was said of the former region of [`VerbsQp::bind`] holds here too.
     ///
     /// # Errors
-    /// [`VerbsError::WindowEnded`], and what the device said: EINVAL for a window of type 2.
+    /// [`VerbsError::WindowEnded`], [`VerbsError::WindowFree`] for a window that is not bound, and what the device said: EINVAL for
+    /// a window of type 2.
     pub fn unbind(&self, id: u64, window: &Arc<VerbsWindow>) -> Result<Key, VerbsError> {
-        let mut state = window.state.lock();
-        let mw = state.mw.ok_or_else(|| window.ended())?;
         if window.kind != WindowKind::One {
             return Err(self.pd().device().refused("ibv_bind_mw", Errno::INVAL));
         }
-        let bind_info = ibv_mw_bind_info { mr: ptr::null_mut(), addr: 0, length: 0, mw_access_flags: 0 };
-        // SAFETY: a live window of a domain that is there; no region is named.
-        state.key = unsafe { self.post_bind(id, mw, window.kind, bind_info) }?;
-        let (key, before) = (state.key, state.bound.take());
-        drop(state);
+        let region = {
+            let state = window.state.lock();
+            state.mw.ok_or_else(|| window.ended())?;
+            state.bound.clone().ok_or(VerbsError::WindowFree { key: state.key })?
+        };
+        let (key, before) = region.with_mr(|mr| {
+            let mut state = window.state.lock();
+            let mw = state.mw.ok_or_else(|| window.ended())?;
+            // The library of rdma_rxe looks at the region even then (convert_send_wr, providers/rxe/rxe.c).
+            let bind_info = ibv_mw_bind_info { mr, addr: 0, length: 0, mw_access_flags: 0 };
+            // SAFETY: a live window and a live region of its domain.
+            state.key = unsafe { self.post_bind(id, mw, window.kind, bind_info) }?;
+            Ok::<_, VerbsError>((state.key, state.bound.take()))
+        })??;
         drop(before);
         Ok(key)
     }
@@ -180,12 +188,16 @@ impl VerbsQp {
     /// [`VerbsQp::bind`] holds here too.
     ///
     /// # Errors
-    /// [`VerbsError::WindowEnded`], and what the device said: EINVAL for a window of type 1.
+    /// [`VerbsError::WindowEnded`], [`VerbsError::WindowFree`] for a window that is not bound (some kernels die of it:
+    /// `rxe_invalidate_mw`, rxe_mw.c), and what the device said: EINVAL for a window of type 1.
     pub fn invalidate(&self, id: u64, window: &Arc<VerbsWindow>) -> Result<(), VerbsError> {
         let mut state = window.state.lock();
         state.mw.ok_or_else(|| window.ended())?;
         if window.kind != WindowKind::TwoB {
             return Err(self.pd().device().refused("ibv_post_send", Errno::INVAL));
+        }
+        if state.bound.is_none() {
+            return Err(VerbsError::WindowFree { key: state.key });
         }
         // SAFETY: all zeroes is a value of this C struct.
         let mut work: ibv_send_wr = unsafe { zeroed() };
