@@ -129,25 +129,26 @@ fn invariant_04_units_are_unlinked_as_they_were_linked() {
     drop(bed);
     // The memory and the IOVA lie alike, so 2 MiB are one leaf. Pinned it goes whole when one page of it goes; on demand each
     // page is a unit, and the leaf is split.
-    let (space, memory) =
-        (space(), Arc::new(MixedMemory::new(&[(Kind::Anonymous, 2 * HUGE)]).expect("memory")));
-    let range = memory.user_range(Arc::clone(&space) as _);
-    let bed = Bed::new(&space, &range, RegisterOptions::pinned(), &MachineConfig::default());
-    assert_eq!(domain_of(&bed).stats().leaves_mapped, [0, 2, 0]);
-    {
-        let bed = Bed::new(&space, &range, RegisterOptions::on_demand(), &MachineConfig::default());
+    let resident = || {
+        let memory = Arc::new(MixedMemory::new(&[(Kind::Anonymous, 2 * HUGE)]).expect("memory"));
+        let space = space();
+        let range = memory.user_range(Arc::clone(&space) as _);
+        let bed = Bed::new(&space, &range, RegisterOptions::pinned(), &MachineConfig::default());
         assert_eq!(domain_of(&bed).stats().leaves_mapped, [0, 2, 0]);
-        memory.discard(517, 1).expect("our own memory");
-        assert!(crate::checks::until(|| bed.near.region.report().linked == 1023), "the page goes alone");
-        let stats = domain_of(&bed).stats();
-        assert_eq!((stats.leaves_unmapped, stats.violations), ([1, 1, 0], 0));
-        bed.view(&range).check().expect("and the others stay");
-        bed.near.region.advise(517 * PAGE_SIZE, PAGE_SIZE, Want::Fault(Access::Write)).expect("ours");
-        assert_eq!(domain_of(&bed).stats().leaves_mapped, [513, 2, 0]);
-    }
-    drop(bed);
-    let bed = Bed::new(&space, &range, RegisterOptions::pinned(), &MachineConfig::default());
+        (space, memory, range, bed)
+    };
+    let (space, memory, range, _pinned) = resident();
+    let bed = Bed::new(&space, &range, RegisterOptions::on_demand(), &MachineConfig::default());
     assert_eq!(domain_of(&bed).stats().leaves_mapped, [0, 2, 0]);
+    memory.discard(517, 1).expect("our own memory");
+    assert!(crate::checks::until(|| bed.near.region.report().linked == 1023), "the page goes alone");
+    let stats = domain_of(&bed).stats();
+    assert_eq!((stats.leaves_unmapped, stats.violations), ([1, 1, 0], 0));
+    bed.view(&range).check().expect("and the others stay");
+    bed.near.region.advise(517 * PAGE_SIZE, PAGE_SIZE, Want::Fault(Access::Write)).expect("ours");
+    assert_eq!(domain_of(&bed).stats().leaves_mapped, [513, 2, 0]);
+    // Frames of its own: one that was dropped does not lie with the others any more.
+    let (_space, memory, range, bed) = resident();
     memory.discard(5, 1).expect("our own memory");
     assert!(crate::checks::until(|| bed.near.region.report().linked == 512), "the unit goes whole");
     let stats = domain_of(&bed).stats();
