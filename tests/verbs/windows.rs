@@ -93,6 +93,16 @@ fn type_one(world: &World) -> Result<(), Error> {
     world.expect_refused("when unbound, by the former key", second, at.offset(2 * PAGE))?;
     let again = pair.responder.unbind(5, &window);
     ensure(matches!(again, Err(VerbsError::WindowFree { .. })), "a window that is free was unbound")?;
+
+    // Bound to the same region once more, it is one window.
+    pair.responder.bind(6, &window, &region, opening(at, 1))?;
+    done(&pair, OperationCode::Bind)?;
+    let refused = region.try_deregister().map_err(|error| error.to_string());
+    ensure(
+        refused.as_ref().is_err_and(|said| said.starts_with("1 memory windows")),
+        &format!("{refused:?}"),
+    )?;
+    window.end();
     region.try_deregister()?;
     Ok(())
 }

@@ -169,7 +169,10 @@ impl VerbsRegion {
     /// `window` is bound to it.
     pub(super) fn has_window(&self, window: &Arc<VerbsWindow>) {
         let mut windows = self.windows.lock();
-        windows.retain(|known| known.upgrade().is_some_and(|known| known.is_bound_to(self)));
+        // Each once: it may have been bound to it before.
+        windows.retain(|known| {
+            known.upgrade().is_some_and(|known| !Arc::ptr_eq(&known, window) && known.is_bound_to(self))
+        });
         windows.push(Arc::downgrade(window));
     }
 
