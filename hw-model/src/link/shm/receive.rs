@@ -4,7 +4,7 @@
 use super::handshake::{self, Offer};
 use super::ring::{Broken, Reader};
 use super::{LEFT, Shared, add};
-use crate::link::turns::TURN;
+use crate::link::turns::{TURN, Watch};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 use crate::wire::{Gid, Malformed, Packet, Service, parse_parts};
@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Packets taken from one ring in its turn.
 const A_TURN: usize = 16;
@@ -81,15 +81,18 @@ impl Rings {
 pub(super) fn run(shared: &Shared) {
     // Connections that have not said anything yet.
     let mut new = Vec::new();
+    let mut watch = Watch::new(&shared.turns);
     while !shared.stop.load(Ordering::Acquire) {
-        if shared.turns.are_theirs() {
+        if watch.are_theirs(Instant::now()) {
             sleep(&mut new, shared, Some(TURN));
             shared.lanes.flush(shared);
             continue;
         }
         let mut rings = shared.rings.lock();
         rings.incoming.retain(|peer| !peer.broken);
-        if rings.turn(shared) {
+        let some = rings.turn(shared);
+        watch.has_read(some, Instant::now());
+        if some {
             continue;
         }
         if (0..SPINS).any(|_| {

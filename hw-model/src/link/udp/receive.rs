@@ -6,7 +6,7 @@ use super::counts::add;
 use super::group::Group;
 use super::sys::{RECEIVE_BYTES, ReceiveBuffers, Received};
 use crate::hca::Time;
-use crate::link::turns::TURN;
+use crate::link::turns::{TURN, Watch};
 use crate::sync::atomic::Ordering;
 use crate::wire::{
     Checked, Content, Flow, GlobalRoute, Identification, Malformed, Packet, check_icrc, gid_of, parse,
@@ -24,6 +24,12 @@ const MESSAGES: usize = 8;
 /// How long it is looked for more after something has come, before going to sleep: what comes in a stream comes within that,
 /// and being woken costs its sender more than the looks cost us.
 const LOOKS: Duration = Duration::from_micros(30);
+
+/// What one look finds is dealt with in less.
+const AWAY: Duration = Duration::from_millis(1);
+/// How long nothing is looked for where there are more threads than processors: a thread that has looked for long waits for a whole
+/// slice of another when something does come, and one that has slept does not.
+const CROWDED: Duration = Duration::from_millis(200);
 
 /// Receives that are smaller are copied out of their buffers, which their packets would keep.
 const KEPT: usize = RECEIVE_BYTES / 4;
@@ -62,32 +68,40 @@ impl Reader {
 }
 
 pub(super) fn run(shared: &Shared) {
+    let mut watch = Watch::new(&shared.turns);
+    let mut crowded = Instant::now();
     while !shared.stop.load(Ordering::Acquire) {
-        let theirs = shared.turns.are_theirs();
+        let theirs = watch.are_theirs(Instant::now());
         if !theirs {
-            read(shared);
+            read(shared, &mut watch, &mut crowded);
         }
         shared.flush();
         // Whoever polls by now reads from now on.
-        if theirs || !shared.turns.may_be_theirs() {
+        if theirs || !watch.may_be_theirs(Instant::now()) {
             sleep(shared, theirs);
         }
     }
 }
 
-/// Reads as long as something comes, and somewhat longer.
-fn read(shared: &Shared) {
-    let mut until = Instant::now();
+/// Reads as long as something comes, and somewhat longer, but not before `crowded`.
+fn read(shared: &Shared, watch: &mut Watch<'_>, crowded: &mut Instant) {
+    let mut last = Instant::now();
+    let mut until = last;
     while !shared.stop.load(Ordering::Acquire) {
         let some = shared.reader.lock().turn(shared) > 0;
         shared.flush();
         let now = Instant::now();
-        if some {
+        watch.has_read(some, now);
+        if now - last > AWAY {
+            *crowded = now + CROWDED;
+        }
+        if some && now >= *crowded {
             until = now + LOOKS;
         }
+        last = now;
         // Not to be yielded meanwhile: where others have more to do than there are processors, it would be long before this
         // thread runs again.
-        if now >= until || shared.turns.may_be_theirs() {
+        if !some && now >= until || watch.may_be_theirs(now) {
             return;
         }
         std::hint::spin_loop();
