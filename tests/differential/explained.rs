@@ -27,8 +27,12 @@ const MISPLACED: Known = Known {
 };
 const UNPOSTED: Known = Known { what: "rxe0: an atomic that is not aligned: not posted", ends: false };
 const IN_PART: Known = Known {
-    what: "either: a request of several packets that was refused: those before are there",
+    what: "either: a request over several packets or pages that was refused: those before are there",
     ends: true,
+};
+const BOTH_ENDS: Known = Known {
+    what: "rxe0: a write that neither end allows: its own page comes first there, and the peer's right in the model",
+    ends: false,
 };
 
 /// Why `step` may end differently on the model and on rdma_rxe. `model` has carried it out.
@@ -47,8 +51,21 @@ pub fn of(step: &Step, model: &Player<'_>, [ours, theirs]: [&Outcome; 2]) -> Opt
     if atomic && theirs.said == "not posted" && !model.is_aligned(Side::Peer, *to) {
         return Some(UNPOSTED);
     }
-    if ours.said == theirs.said && !ours.said.starts_with("[Success") && *len > PAGE_SIZE {
+    // From the page that a place begins in.
+    let pages = |(side, place): (Side, Place)| {
+        let inside = model.in_memory(side, place).unwrap_or(0).rem_euclid(PAGE_SIZE as i64) as u64;
+        (inside + *len).div_ceil(PAGE_SIZE)
+    };
+    if ours.said == theirs.said
+        && !ours.said.starts_with("[Success")
+        && places.into_iter().any(|at| pages(at) > 1)
+    {
         return Some(IN_PART);
+    }
+    let both_ends = ours.said.starts_with("[RemoteAccessError") && theirs.said.starts_with("[FlushError");
+    let goes = held(places[0]).is_some_and(|region| region.mode == Mode::OnDemand && region.changed);
+    if both_ends && *operation == Operation::Write && goes && ours.bytes == theirs.bytes {
+        return Some(BOTH_ENDS);
     }
     let refused_first =
         ours.said.contains("LocalProtectionError") && theirs.said.contains("RemoteAccessError");

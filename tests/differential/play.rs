@@ -230,13 +230,19 @@ impl<'a> Player<'a> {
         Ok(Outcome { said, bytes })
     }
 
-    /// What is at a place, as far as it lies in the memory; nothing if the program may not read it.
+    /// What is at a place, as far as it lies in the memory, without the pages that the program may not read.
     fn bytes(&self, side: Side, place: Place, len: u64) -> Result<Vec<u8>, Error> {
         let all = (PAGES * PAGE_SIZE) as i64;
         let Some(start) = self.in_memory(side, place) else { return Ok(Vec::new()) };
         let (start, end) = (start.clamp(0, all), (start + len as i64).clamp(0, all));
         let base = self.own[side as usize].memory.range().start().0;
-        Ok(bytes::read(base + start as u64, (end - start) as usize).unwrap_or_default())
+        let (mut at, end, mut all) = (start as u64, end as u64, Vec::new());
+        while at < end {
+            let next = end.min((at / PAGE_SIZE + 1) * PAGE_SIZE);
+            all.extend(bytes::read(base + at, (next - at) as usize).unwrap_or_default());
+            at = next;
+        }
+        Ok(all)
     }
 }
 

@@ -44,7 +44,7 @@ impl VerbsCq {
         cookie: u64,
     ) -> Result<Arc<Self>, VerbsError> {
         let entries = i32::try_from(entries).unwrap_or(i32::MAX);
-        if channel.as_ref().is_some_and(|channel| !Arc::ptr_eq(channel.device(), device)) {
+        if channel.as_ref().is_some_and(|channel| !channel.device().is(device)) {
             return Err(VerbsError::Foreign { device: device.name().to_owned() });
         }
         let events = channel.as_ref().map_or(ptr::null_mut(), |channel| channel.as_ptr());
@@ -214,7 +214,8 @@ impl VerbsQp {
     pub(super) fn new(pd: &Arc<VerbsPd>, options: VerbsQpOptions) -> Result<Arc<Self>, VerbsError> {
         let device = pd.device();
         let VerbsQpOptions { send_cq, recv_cq, srq, requests, sges, inline } = options;
-        let foreign = |other: &Arc<VerbsDevice>| !Arc::ptr_eq(device, other);
+        // One context may have been handed over twice.
+        let foreign = |other: &Arc<VerbsDevice>| !device.is(other);
         if [&send_cq, &recv_cq].into_iter().any(|cq| foreign(&cq.device))
             || srq.as_ref().is_some_and(|srq| foreign(srq.pd().device()))
         {
