@@ -220,8 +220,8 @@ impl ContiguousMemory {
     /// See [`LayoutError`].
     ///
     /// # Safety
-    /// The memory at `from` is the caller's to give away: nobody refers to it, nor will by those addresses, and no allocator
-    /// has it.
+    /// The memory at `from` is the caller's to give away: nobody refers to it, nor will by those addresses, no allocator
+    /// has it, and it is no part of a layout, which would be left with a hole that others may map into.
     pub unsafe fn take(&self, offset: u64, from: VirtRange) -> Result<(), LayoutError> {
         let len = from.len();
         let part = self.part(offset, len, PAGE_SIZE)?;
