@@ -90,7 +90,11 @@ impl Plan {
     ) -> Result<Vec<Row>, BenchError> {
         let mut contenders = vec![Contender::Floor, Contender::RealPin];
         for device in devices {
-            let modes = self.modes.iter().filter(|how| device.has(**how));
+            let mut modes = self.modes.iter().filter(|how| device.has(**how)).peekable();
+            if modes.peek().is_none() {
+                let source = "the mode `empty` is the model's alone, and no other was asked for".into();
+                return Err(BenchError::Device { device: device.name().to_owned(), source });
+            }
             contenders.extend(modes.map(|how| Contender::Region(device, *how)));
         }
         let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").expect("a template");
